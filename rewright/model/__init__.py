@@ -1,0 +1,1 @@
+"""The model: carrier, loading and saving, weights by reference, the graphsurgeon editing view, facts."""

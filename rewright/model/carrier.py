@@ -1,0 +1,133 @@
+"""The model: an immutable skeleton plus the files that hold its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from rewright.model.weights import SESSION_FOLDER, WeightFiles, is_stub, slice_of
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model that passes rewrite.
+
+    ``proto`` is the skeleton: every initializer of 1 KiB or more is a typed stub, so copying, hashing, checking and
+    inferring cost O(nodes). It is never mutated; a change is a new Model made by ``with_proto``. Snapshot and rollback are
+    therefore nothing but keeping a reference.
+
+    Attributes:
+        proto: the skeleton.
+        files: the weight files, shared by all models that stem from the same source.
+        path: the file that the model was loaded from, or None.
+        has_external_data: whether the source kept its weights in a separate file; ``save`` then does so too.
+    """
+
+    SESSION_FOLDER: ClassVar[str] = SESSION_FOLDER
+
+    proto: ModelProto
+    files: WeightFiles = field(repr=False)
+    path: Path | None = None
+    has_external_data: bool = False
+
+    def with_proto(self, proto: ModelProto) -> Model:
+        """The same weight files under another skeleton, which the new model owns from here on."""
+        return Model(proto, self.files, self.path, self.has_external_data)
+
+    @cached_property
+    def _serialized(self) -> bytes:
+        return self.proto.SerializeToString(deterministic=True)
+
+    def fingerprint(self) -> str:
+        """A hash of the skeleton; two models with equal fingerprints compute the same."""
+        return hashlib.blake2b(self._serialized, digest_size=16).hexdigest()
+
+    def session_bytes(self) -> bytes:
+        """The serialized skeleton, for an ONNX Runtime session.
+
+        Set ``session.model_external_initializers_file_folder_path`` to ``Model.SESSION_FOLDER``: the weights are then mapped.
+        """
+        return self._serialized
+
+    def tensor(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
+        """The values of a tensor of this model, read-only, mapped where they lie in a file."""
+        return self.files.array(tensor)
+
+    def op_counts(self) -> dict[str, int]:
+        """How often each op occurs, bodies and functions included, as ``{"ai.onnx::MatMul": 12, ...}``."""
+        counts: dict[str, int] = {}
+        for node in all_nodes(self.proto):
+            key = f"{node.domain or 'ai.onnx'}::{node.op_type}"
+            counts[key] = counts.get(key, 0) + 1
+        return dict(sorted(counts.items()))
+
+    def node_count(self) -> int:
+        """Nodes of the graph, of its bodies and of its functions."""
+        return sum(1 for _ in all_nodes(self.proto))
+
+    def nbytes(self) -> int:
+        """Bytes of the skeleton plus the bytes of each distinct weight."""
+        slices = {slice_of(tensor) for tensor in stubs(self.proto)}
+        return len(self._serialized) + sum(weight.length for weight in slices)
+
+    def save(self, path: str | PathLike[str], external_data: bool | None = None) -> None:
+        """Writes the model; see ``rewright.model.save.save``."""
+        from rewright.model.save import save
+
+        save(self, path, external_data)
+
+
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs in the node's attributes."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def all_graphs(proto: ModelProto) -> Iterator[GraphProto]:
+    """The main graph and every body below it and below the functions; iterative, parents first."""
+    pending = [proto.graph]
+    for function in proto.functions:
+        for node in function.node:
+            pending.extend(bodies(node))
+    while pending:
+        graph = pending.pop()
+        yield graph
+        for node in graph.node:
+            if node.attribute:
+                pending.extend(bodies(node))
+
+
+def all_nodes(proto: ModelProto) -> Iterator[NodeProto]:
+    """Every node: main graph, bodies, functions."""
+    for graph in all_graphs(proto):
+        yield from graph.node
+    for function in proto.functions:
+        yield from function.node
+
+
+def node_lists(proto: ModelProto) -> Iterator[GraphProto | FunctionProto]:
+    """Every owner of a node list."""
+    yield from all_graphs(proto)
+    yield from proto.functions
+
+
+def stubs(proto: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of the model whose bytes are in a file: initializers, and the values of Constant nodes."""
+    for graph in all_graphs(proto):
+        yield from (tensor for tensor in graph.initializer if is_stub(tensor))
+    for node in all_nodes(proto):
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR and is_stub(attribute.t):
+                    yield attribute.t
