@@ -1,0 +1,149 @@
+"""What is known about values: dtype, rank, symbolic shape, constant value, producer. Unknown stays unknown, per value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto
+
+from rewright.model.elements import WeightRef, normal_domain
+from rewright.model.order import node_has_bodies
+from rewright.model.view import View, set_facts
+
+Array = np.ndarray[Any, Any]
+Dim = int | str | None
+
+
+def ensure(view: View) -> None:
+    """Runs onnx's shape inference over the skeleton once, if the graph has changed shape-wise since the last time."""
+    if not view.facts_stale:
+        return
+    view.facts_stale = False
+    model = view.to_model()
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
+    except Exception as error:  # onnx raises several unrelated types; facts are optional
+        view.facts_problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return
+    _assign(view, inferred)
+
+
+def _assign(view: View, inferred: ModelProto) -> None:
+    pending: list[tuple[Any, GraphProto]] = [(view.graph, inferred.graph)]
+    while pending:
+        graph, proto = pending.pop()
+        types = {value.name: value.type for value in (*proto.value_info, *proto.output)}
+        for node, node_proto in zip(graph.nodes, proto.node, strict=True):
+            for tensor in node.outputs:
+                found = types.get(tensor.name)
+                if found is not None and found.HasField("tensor_type") and isinstance(tensor, gs.Variable):
+                    set_facts(tensor, found.tensor_type)
+            if node_has_bodies(node):
+                protos = {item.name: item.g for item in node_proto.attribute if item.HasField("g")}
+                pending.extend((value, protos[name]) for name, value in node.attrs.items() if name in protos)
+
+
+def producer(tensor: Any) -> Any | None:
+    """The node that computes the value, or None for inputs, initializers and omitted values."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def dtype_of(tensor: Any) -> np.dtype[Any] | None:
+    """The element type, or None if unknown."""
+    found = tensor.dtype
+    if found is None:
+        return None
+    return np.dtype(found) if not isinstance(found, int) else onnx.helper.tensor_dtype_to_np_dtype(found)
+
+
+def shape_of(tensor: Any) -> tuple[Dim, ...] | None:
+    """The shape (int, symbol, or None for an unknown dimension), or None if the rank is unknown."""
+    found = tensor.shape
+    if found is None:
+        return None
+    return tuple(int(dim) if isinstance(dim, (int, np.integer)) else dim for dim in found)
+
+
+def constant_of(tensor: Any) -> Array | None:
+    """The value if it is known before run time: an initializer that no caller can override, or a Constant node's output."""
+    if isinstance(tensor, gs.Constant):
+        return tensor.values  # type: ignore[no-any-return]
+    node = producer(tensor)
+    if node is None or node.op != "Constant" or normal_domain(node.domain):
+        return None
+    cached: Array | None = node.__dict__.get("_constant")
+    if cached is None:
+        cached = constant_node_value(node)
+        node.__dict__["_constant"] = cached
+    return cached
+
+
+def is_constant(tensor: Any) -> bool:
+    """Whether ``constant_of`` would give a value; does not read it."""
+    if isinstance(tensor, gs.Constant):
+        return True
+    node = producer(tensor)
+    return node is not None and node.op == "Constant" and not normal_domain(node.domain)
+
+
+def constant_node_value(node: Any) -> Array | None:
+    """The value of a Constant node in any of its spellings; None for sparse ones and attribute references."""
+    for name, value in node.attrs.items():
+        if isinstance(value, gs.Node.AttributeRef):
+            return None
+        if name == "value":
+            return value.values if isinstance(value, gs.Constant) else np.asarray(value)
+        if name in ("value_float", "value_floats"):
+            return np.asarray(value, np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.asarray(value, np.int64)
+        if name in ("value_string", "value_strings"):
+            return np.asarray(value, object)
+    return None
+
+
+def is_small_constant(tensor: Any, limit: int) -> bool:
+    """Whether the value is constant and has at most ``limit`` elements; large weights are not read for the question."""
+    if isinstance(tensor, gs.Constant):
+        held = tensor._values
+        shape = held.shape if isinstance(held, (WeightRef, np.ndarray)) else tensor.shape
+        return int(np.prod(shape, dtype=np.int64)) <= limit
+    value = constant_of(tensor)
+    return value is not None and value.size <= limit
+
+
+def attribute(node: Any, name: str, default: Any = None) -> Any:
+    """An attribute of the node, or ``default``, which must be the specification's. A reference stays a reference."""
+    if getattr(node, "proto", None) is not None and not node.proto.attribute and "_attrs" not in node.__dict__:
+        return default
+    return node.attrs.get(name, default)
+
+
+def infer_outputs(node: Any, opset: int) -> None:
+    """Fills the facts of the outputs of one new standard node from those of its inputs, where onnx can tell."""
+    proto = NodeProto(op_type=node.op, name=node.name)
+    proto.input.extend(tensor.name for tensor in node.inputs)
+    proto.output.extend(tensor.name for tensor in node.outputs)
+    types: dict[str, TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for tensor in node.inputs:
+        if tensor.name and (dtype := dtype_of(tensor)) is not None:
+            types[tensor.name] = onnx.helper.make_tensor_type_proto(
+                onnx.helper.np_dtype_to_tensor_dtype(dtype), shape_of(tensor)
+            )
+            if is_small_constant(tensor, 64) and (value := constant_of(tensor)) is not None:
+                data[tensor.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
+    for name, value in node.attrs.items():
+        if not isinstance(value, (gs.Constant, gs.Graph, np.ndarray)):
+            proto.attribute.append(onnx.helper.make_attribute(name, value))
+    try:
+        schema = onnx.defs.get_schema(node.op, opset, "")
+        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
+    except Exception:  # an op without schema, or inputs that are unknown: the outputs stay unknown
+        return
+    for tensor in node.outputs:
+        if tensor.name in found and found[tensor.name].HasField("tensor_type"):
+            set_facts(tensor, found[tensor.name].tensor_type)
