@@ -1,0 +1,237 @@
+"""Input sets that a model can be run on, made from the roles of its inputs.
+
+Every set differs from the others in its sizes, in how its masks are padded and in the scale of its numbers, because each
+of these hides faults that another one shows: a dropped mask is invisible where nothing is padded, a wrong epsilon where
+the variance is large, a wrong Reshape at batch 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from zlib import crc32
+
+import numpy as np
+
+from rewright.model.carrier import Model
+from rewright.model.errors import UsageError
+from rewright.verify.roles import InputRole, infer_roles
+from rewright.verify.symbols import FALLBACKS, fallback_sizes, resolve, sizes, symbols_of
+
+Padding = Literal["right", "left", "none", "scattered"]
+Scale = Literal["normal", "low-variance", "large", "tiny", "heavy-tailed"]
+
+DEFAULT_COUNT: Final = 4
+MAXIMUM_ELEMENTS: Final = 2**26
+"""Elements of one made input; a hostile or mistaken dimension is refused before anything is allocated."""
+
+LOW_VARIANCE_OFFSET: Final = 1e-2
+LOW_VARIANCE_DEVIATION: Final = 1e-3
+"""Rows whose variance, 1e-6, is below every usual epsilon, so that a wrong epsilon shows as a factor.
+
+The mean of ten deviations tells a LayerNormalization from an RMS norm. It is not larger because the reference itself
+then loses the digits: at a mean of 3, ONNX Runtime's exact kernels disagree with float64 by 5e-5, its fused one by 2e-4;
+at 0.01 by 1e-6.
+"""
+
+LARGE: Final = 30.0
+TINY: Final = 1e-3
+_MASKED: Final = -1e4
+_INTEGERS_BELOW: Final = 10
+_STRINGS: Final = np.array(["a", "be", "sea", "deep"], dtype=object)
+
+
+@dataclass(frozen=True)
+class InputSet:
+    """One feed for the model.
+
+    Attributes:
+        name: how reports refer to it.
+        arrays: the feed, by input name.
+        description: what it exercises, with the sizes of its symbols.
+        padding_masks: the inputs among `arrays` that are (batch, length) padding masks, 1 where a token is valid.
+    """
+
+    name: str
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+    description: str = ""
+    padding_masks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    padding: Padding
+    scale: Scale
+
+
+# A normal run takes the first four; a strict one takes more.
+_RECIPES: Final = (
+    _Recipe("right", "normal"),
+    _Recipe("left", "low-variance"),
+    _Recipe("none", "normal"),
+    _Recipe("right", "large"),
+    _Recipe("scattered", "heavy-tailed"),
+    _Recipe("left", "tiny"),
+    _Recipe("scattered", "normal"),
+    _Recipe("none", "low-variance"),
+)
+
+
+def make_input_sets(model: Model, seed: int = 0, count: int = DEFAULT_COUNT) -> list[InputSet]:
+    """`count` input sets for the model.
+
+    The same model, seed and count give the same arrays on every machine. A model without inputs gets one empty set.
+
+    Raises:
+        UsageError: an input is not a tensor, is too large, or has a size that cannot be computed.
+    """
+    roles = infer_roles(model)
+    if not roles:
+        return [InputSet("fixed", {}, "the model has no inputs")]
+    symbols = symbols_of(roles)
+    made = []
+    for trial in range(count):
+        shapes = _shapes(roles, sizes(symbols, trial))
+        if shapes is not None:
+            _refuse_large(shapes)
+            made.append(_input_set(f"set-{trial}", roles, shapes, trial, seed))
+    if not made:
+        dims = "; ".join(f"{role.name}: {list(role.dims)}" for role in roles)
+        raise UsageError(f"no sizes fit the model's symbolic dimensions ({dims}).", "Give inputs of your own.")
+    return made
+
+
+def make_fallback_sets(model: Model, seed: int = 0) -> Iterator[InputSet]:
+    """Further sets, of other sizes, for a model that cannot run on those of `make_input_sets`; made one at a time.
+
+    There are none for a model whose inputs all have fixed sizes.
+    """
+    roles = infer_roles(model)
+    symbols = symbols_of(roles)
+    for trial, fallback in enumerate(FALLBACKS if symbols else ()):
+        shapes = _shapes(roles, fallback_sizes(symbols, fallback))
+        if shapes is not None and max(map(math.prod, shapes.values())) <= MAXIMUM_ELEMENTS:
+            yield _input_set(f"fallback-{trial}", roles, shapes, trial, seed)
+
+
+def _shapes(roles: list[InputRole], chosen: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
+    """Every input's shape; None when an expression among the dimensions has no positive value for these sizes."""
+    shapes = {role.name: resolve(role.dims, chosen) for role in roles}
+    found = {name: shape for name, shape in shapes.items() if shape is not None}
+    return found if len(found) == len(shapes) else None
+
+
+def _refuse_large(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        elements = math.prod(shape)
+        if elements > MAXIMUM_ELEMENTS:
+            raise UsageError(
+                f"input '{name}' of shape {list(shape)} has {elements} elements, more than {MAXIMUM_ELEMENTS}.",
+                "Give inputs of your own.",
+            )
+
+
+def _input_set(name: str, roles: list[InputRole], shapes: Mapping[str, tuple[int, ...]], trial: int, seed: int) -> InputSet:
+    recipe = _RECIPES[trial % len(_RECIPES)]
+    arrays = {}
+    for role in roles:
+        rng = np.random.default_rng([seed, crc32(role.name.encode()), trial])
+        arrays[role.name] = _values(role, shapes[role.name], recipe, trial, rng)
+    masks = tuple(role.name for role in roles if role.kind == "mask" and arrays[role.name].ndim == 2)
+    return InputSet(name, arrays, _description(roles, recipe, shapes, bool(masks)), masks)
+
+
+def _description(roles: list[InputRole], recipe: _Recipe, shapes: Mapping[str, tuple[int, ...]], has_masks: bool) -> str:
+    sized: dict[str, int] = {}
+    for role in roles:
+        named = zip(role.dims, shapes[role.name], strict=True)
+        sized.update({dim: size for dim, size in named if isinstance(dim, str)})
+    parts = [f"{symbol}={size}" for symbol, size in sized.items()]
+    if has_masks:
+        parts.append({"none": "nothing padded"}.get(recipe.padding, f"{recipe.padding} padding"))
+    if any(role.dtype.kind not in "iubO" for role in roles):
+        parts.append(f"{recipe.scale} floats")
+    return ", ".join(parts)
+
+
+def _values(role: InputRole, shape: tuple[int, ...], recipe: _Recipe, trial: int, rng: np.random.Generator) -> np.ndarray:
+    match role.kind:
+        case "index":
+            low = role.low
+            high = 2 if role.bound is None else role.bound
+            return rng.integers(low, max(high, low + 1), shape).astype(role.dtype)
+        case "position":
+            return _positions(role, shape, rng)
+        case "mask":
+            return _mask(shape, recipe.padding, rng).astype(role.dtype)
+        case "additive-mask":
+            return np.where(_mask(shape, recipe.padding, rng), 0.0, _MASKED).astype(role.dtype)
+        case "flag":
+            return np.full(shape, trial % 2 == 0)
+        case "integer":
+            return rng.integers(0, _INTEGERS_BELOW, shape).astype(role.dtype)
+        case "shape":
+            return _shape_operand(role, shape, trial)
+        case "text":
+            return rng.choice(_STRINGS, shape)
+        case _:
+            return _floats(shape, recipe.scale, rng).astype(role.dtype)
+
+
+def _positions(role: InputRole, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Consecutive positions along the last axis, each row from its own start."""
+    if not shape:
+        return np.asarray(role.low, dtype=role.dtype)
+    start = rng.integers(role.low, role.low + 3, (*shape[:-1], 1))
+    positions = start + np.arange(shape[-1])
+    if role.bound is not None:
+        positions = np.minimum(positions, role.bound - 1)
+    return positions.astype(role.dtype)
+
+
+def _mask(shape: tuple[int, ...], padding: Padding, rng: np.random.Generator) -> np.ndarray:
+    """A boolean mask with at least one valid token in each row; the axes between batch and length share it.
+
+    The first of several rows stays whole, as the longest text of a padded batch does.
+    """
+    if len(shape) < 2:
+        return np.ones(shape, dtype=np.bool_)
+    rows, length = shape[0], shape[-1]
+    valid = rng.integers(1, length, rows) if length > 1 else np.ones(rows, dtype=np.int64)
+    if rows > 1:
+        valid[0] = length
+    position = np.arange(length)
+    if padding == "right":
+        mask = position < valid[:, None]
+    elif padding == "left":
+        mask = position >= length - valid[:, None]
+    elif padding == "scattered":
+        mask = rng.permuted(np.tile(position, (rows, 1)), axis=1) < valid[:, None]
+    else:
+        mask = np.ones((rows, length), dtype=np.bool_)
+    return np.broadcast_to(mask.reshape(rows, *itertools.repeat(1, len(shape) - 2), length), shape)
+
+
+def _shape_operand(role: InputRole, shape: tuple[int, ...], trial: int) -> np.ndarray:
+    """What is legal wherever a shape is asked for: -1 and ones for Reshape, ones or twos elsewhere."""
+    values = np.full(shape, 1 if role.reshapes else 1 + trial % 2, dtype=role.dtype)
+    if role.reshapes and values.size and role.dtype.kind == "i":
+        values.flat[0] = -1
+    return values
+
+
+def _floats(shape: tuple[int, ...], scale: Scale, rng: np.random.Generator) -> np.ndarray:
+    if scale == "heavy-tailed":
+        return np.clip(rng.standard_t(2.0, shape), -LARGE, LARGE)
+    values = np.asarray(rng.standard_normal(shape))
+    match scale:
+        case "low-variance":
+            return LOW_VARIANCE_OFFSET + LOW_VARIANCE_DEVIATION * values
+        case "large":
+            return LARGE * values
+        case "tiny":
+            return TINY * values
+    return values
