@@ -177,9 +177,7 @@ def remove_dead_nodes(graphs: list[Any]) -> list[Any]:
     Graph inputs stay, whether used or not.
     """
     needed: set[int] = set()
-    top_bodies = {
-        id(inner) for graph in graphs for node in graph.nodes if node_has_bodies(node) for inner in node.subgraphs()
-    }
+    top_bodies = {id(inner) for graph in graphs for node in graph.nodes if node_has_bodies(node) for inner in node.subgraphs()}
     pending = [tensor for graph in graphs if id(graph) not in top_bodies for tensor in graph.outputs]
     while pending:
         tensor = pending.pop()

@@ -149,9 +149,7 @@ class _Exporter:
         produced = {tensor.name for node in graph.nodes for tensor in node.outputs}
         present: set[str] = set()
         if source is not None and source.value_info:
-            kept = [
-                value for value in source.value_info if value.name in produced or value.name in graph.state.initializers
-            ]
+            kept = [value for value in source.value_info if value.name in produced or value.name in graph.state.initializers]
             proto.value_info.extend(kept)
             present = {value.name for value in kept}
         outputs = {tensor.name for tensor in graph.outputs}
@@ -225,9 +223,7 @@ class _Exporter:
             return value.proto
         if isinstance(value, gs.Node.AttributeRef):
             kinds = {v: k for k, v in _REFERENCE_TYPES.items()}
-            return AttributeProto(
-                name=name, ref_attr_name=value.name, type=kinds.get(value.type, AttributeProto.UNDEFINED)
-            )
+            return AttributeProto(name=name, ref_attr_name=value.name, type=kinds.get(value.type, AttributeProto.UNDEFINED))
         if isinstance(value, gs.Constant):
             tensor = value._values.tensor if isinstance(value._values, WeightRef) else self._inline(value)
             return AttributeProto(name=name, type=AttributeProto.TENSOR, t=tensor)

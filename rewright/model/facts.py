@@ -131,9 +131,7 @@ def infer_outputs(node: Any, opset: int) -> None:
     data: dict[str, onnx.TensorProto] = {}
     for tensor in node.inputs:
         if tensor.name and (dtype := dtype_of(tensor)) is not None:
-            types[tensor.name] = onnx.helper.make_tensor_type_proto(
-                onnx.helper.np_dtype_to_tensor_dtype(dtype), shape_of(tensor)
-            )
+            types[tensor.name] = onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), shape_of(tensor))
             if is_small_constant(tensor, 64) and (value := constant_of(tensor)) is not None:
                 data[tensor.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
     for name, value in node.attrs.items():

@@ -21,6 +21,7 @@ class GraphState:
         self.initializers: dict[str, Constant] = {}
         self.input_defaults: dict[str, TensorProto] = {}
         self.source_nodes: list[Any] = []
+        self.opsets: dict[str, int] | None = None
 
 
 class _Repaired:
@@ -31,9 +32,10 @@ class _Repaired:
     state: GraphState
 
     def __getattr__(self, name: str) -> Any:
-        # graphsurgeon logs an error and looks the name up among process-wide registered ops; copying then never ends.
-        if name.startswith("__") or name in ("state", "nodes", "_functions"):
-            raise AttributeError(name)
+        # graphsurgeon logs an error for any unknown name, and copying a graph then never ends.
+        registered = name in gs.Graph.GLOBAL_FUNC_MAP or any(name in table for table in gs.Graph.OPSET_FUNC_MAP.values())
+        if not registered:
+            raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
         return super().__getattr__(name)  # type: ignore[misc]
 
     def toposort(self, *_: Any, **__: Any) -> Any:

@@ -42,9 +42,7 @@ def load(source: str | PathLike[str] | ModelProto | Model, folder: str | PathLik
         return _load_proto(source, Path(folder) if folder is not None else None)
     if isinstance(source, (str, PathLike)):
         return _load_path(Path(source))
-    raise UsageError(
-        f"cannot load a {type(source).__name__}.", "Give the path of an .onnx file, a ModelProto or a Model."
-    )
+    raise UsageError(f"cannot load a {type(source).__name__}.", "Give the path of an .onnx file, a ModelProto or a Model.")
 
 
 def _load_path(path: Path) -> Model:
@@ -89,12 +87,7 @@ def _confine(tensor: TensorProto, folder: Path) -> None:
     location = entries.get("location", "")
     where = f"the external data of tensor '{tensor.name}'"
     parts = PurePosixPath(location).parts
-    if (
-        not location
-        or PurePosixPath(location).is_absolute()
-        or PureWindowsPath(location).is_absolute()
-        or ".." in parts
-    ):
+    if not location or PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute() or ".." in parts:
         raise ModelError(
             f"{where} is at '{location}', which is outside the model's folder {folder}.",
             "Move the data file beside the model and save the model with a relative location.",
@@ -119,9 +112,7 @@ def _confine(tensor: TensorProto, folder: Path) -> None:
             "The data file is truncated or belongs to another model.",
         )
     if length < _byte_size(tensor):
-        raise ModelError(
-            f"{where} has {length} bytes, but its shape needs {_byte_size(tensor)}.", "Save the model again."
-        )
+        raise ModelError(f"{where} has {length} bytes, but its shape needs {_byte_size(tensor)}.", "Save the model again.")
     point_to(tensor, location_of(path), offset, length)
 
 

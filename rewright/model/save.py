@@ -62,9 +62,7 @@ def save(model: Model, path: str | PathLike[str], external_data: bool | None = N
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ModelError(
-            f"cannot write {target}: {reason}.", "Check the folder, its permissions and the free space."
-        ) from error
+        raise ModelError(f"cannot write {target}: {reason}.", "Check the folder, its permissions and the free space.") from error
     finally:
         for leftover in (temporary, data_temporary):
             with suppress(OSError):

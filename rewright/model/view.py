@@ -15,7 +15,6 @@ from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto
 
 from rewright.model.carrier import Model
 from rewright.model.elements import (
-    Constant,
     Node,
     Opaque,
     Variable,
@@ -56,7 +55,7 @@ class View:
 
     def opset_of(self, graph: Any, domain: str = "") -> int:
         """The version of ``domain`` that the nodes of ``graph`` follow; 0 if it is not imported."""
-        opsets = getattr(graph, "function_opsets", None) or self.opsets
+        opsets = graph.state.opsets or self.opsets
         return int(opsets.get(_standard(domain), 0))
 
     def to_model(self) -> Model:
@@ -113,7 +112,7 @@ class _Importer:
         opsets = {_standard(entry.domain): entry.version for entry in proto.opset_import}
         _, domains = self._opset()
         function = Function(proto.name, proto.domain, opset=opsets.get("", 1), import_domains=domains)
-        function.function_opsets = opsets
+        function.state.opsets = opsets
         function.state.proto = proto
         scope: Scope = {}
         for name in proto.input:

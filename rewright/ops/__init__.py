@@ -1,0 +1,1 @@
+"""Op contracts: what each fused op means, and where it runs."""

@@ -1,0 +1,54 @@
+"""The op contract: inputs, attributes and kernels of a non-standard op, and its meaning as a body of standard ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx import FunctionProto, NodeProto
+
+Body = Callable[[NodeProto, int, int], FunctionProto]
+"""(node, opset of the standard domain, elem type of the first input) -> the op's meaning for that node."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute of the op and the schema's default; ``required`` where there is none."""
+
+    default: Any = None
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class OpContract:
+    """What rewright relies on when it emits an op.
+
+    Attributes:
+        domain, op: the op.
+        inputs: names in order; optional ones end in "?".
+        outputs: names in order; optional ones end in "?".
+        attributes: by name.
+        kernels: numpy dtype names by target; a target that is absent has no kernel.
+        body: the op's meaning in standard ONNX ops, for the attributes and inputs of one node.
+        source: where the facts come from.
+    """
+
+    domain: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    kernels: Mapping[str, tuple[str, ...]]
+    body: Body = field(repr=False)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    source: str = ""
+
+
+CONTRACTS: dict[str, OpContract] = {}
+"""Every contract by "domain::Op"; filled by rewright.ops.microsoft when rewright.ops is imported."""
+
+
+def register(contract: OpContract) -> OpContract:
+    """Adds a contract; plugins may call it for the ops that their passes emit."""
+    CONTRACTS[f"{contract.domain}::{contract.op}"] = contract
+    return contract

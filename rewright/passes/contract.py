@@ -1,0 +1,107 @@
+"""What a pass is: a frozen, validated options model with class-level facts, and one method that does the work."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+from rewright.model.errors import PassError
+
+if TYPE_CHECKING:
+    from rewright.passes.session import PassSession
+
+Exactness = Literal["exact", "reassociating", "approximate", "quantizing"]
+"""What a pass promises about the numbers; it selects the tolerance, from bit-equal to a metric budget."""
+
+Backend = Literal["standalone", "ort", "auto"]
+Target = Literal["cpu", "cuda", "dml", "portable"]
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a pass fired.
+
+    Attributes:
+        id: unique within the pass's run, made of the pass's name and a number.
+        graph: the graph, body or function.
+        removed: names of the removed nodes (their first output where they have no name).
+        added: names of the added nodes.
+        ops_removed, ops_added: their ops, as "MatMul" or "com.microsoft::Gelu".
+    """
+
+    id: str
+    graph: str
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+    ops_removed: tuple[str, ...] = ()
+    ops_added: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A place where a pass nearly fired: the node, and the first thing that stood in the way."""
+
+    node: str
+    reason: str
+
+
+class Pass(BaseModel):
+    """Base of every pass. The subclass's pydantic fields are its options; an instance is a configured pass.
+
+    Class facts:
+        name: lower-case words joined by hyphens, unique in the catalog.
+        exactness: what the pass promises about the numbers.
+        emits: the non-standard ops that it may add, as "com.microsoft.BiasGelu".
+        after, before: names of passes that it should follow or precede when both are in a level.
+        requires: names of passes that must have run before.
+        backends: who can carry it out.
+        changes_interface: whether inputs or outputs of the model may change.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, ser_json_inf_nan="constants")
+
+    name: ClassVar[str] = ""
+    exactness: ClassVar[Exactness] = "exact"
+    emits: ClassVar[tuple[str, ...]] = ()
+    after: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[tuple[str, ...]] = ()
+    requires: ClassVar[tuple[str, ...]] = ()
+    backends: ClassVar[tuple[Backend, ...]] = ("standalone",)
+    changes_interface: ClassVar[bool] = False
+
+    backend: Backend = "standalone"
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls.name and not _NAME.fullmatch(cls.name):
+            raise PassError(
+                f"the pass class {cls.__name__} has the name '{cls.name}'.",
+                "Pass developer: use lower-case words joined by hyphens.",
+            )
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        lines = (cls.__doc__ or "").strip().splitlines()
+        return lines[0].strip() if lines else ""
+
+    @classmethod
+    def option_fields(cls) -> dict[str, FieldInfo]:
+        """The options by name, ``backend`` last."""
+        fields = dict(cls.model_fields)
+        fields["backend"] = fields.pop("backend")
+        return fields
+
+    def apply(self, session: PassSession) -> None:
+        """Carries the pass out on the session's model. Subclass PatternPass, GraphPass or ModelPass instead of this."""
+        raise PassError(
+            f"the pass '{self.name or type(self).__name__}' does nothing.",
+            "Pass developer: derive from PatternPass, GraphPass or ModelPass.",
+        )

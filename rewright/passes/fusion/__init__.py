@@ -1,0 +1,1 @@
+"""Fusions: several ops become one that computes the same."""

@@ -1,0 +1,88 @@
+"""Passes that edit a graph freely: a class with ``run``, or a decorated function over a ``gs.Graph``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import onnx_graphsurgeon as gs
+
+from rewright.model.carrier import Model
+from rewright.passes.contract import Exactness, Pass
+from rewright.passes.session import PassSession
+
+
+class GraphPass(Pass):
+    """Edits the view. Record what you do with ``session.record`` (sites) and ``session.reject`` (rejections)."""
+
+    @abstractmethod
+    def run(self, session: PassSession) -> None:
+        """Edits ``session.view``: its graph, bodies and functions. ``session.editor`` has linear editing primitives."""
+
+    def apply(self, session: PassSession) -> None:
+        before = len(session.sites)
+        self.run(session)
+        session.editor.finish()
+        if len(session.sites) > before:
+            session.view.facts_stale = True
+
+
+class ModelPass(Pass):
+    """Turns a model into another, for tools that work on protos or files."""
+
+    @abstractmethod
+    def transform(self, session: PassSession) -> Model:
+        """The rewritten model, made with ``session.model.with_proto``; ``session.model`` itself if nothing changed."""
+
+    def apply(self, session: PassSession) -> None:
+        session.result = self.transform(session)
+        session.opened = None
+
+
+def graph_pass(
+    name: str, *, exactness: Exactness = "exact", after: tuple[str, ...] = (), before: tuple[str, ...] = ()
+) -> Callable[[Callable[[gs.Graph], None]], type[Pass]]:
+    """Makes a pass of a function that edits a ``gs.Graph``.
+
+    The function gets the main graph, each body and each function in turn. Nodes that it adds and removes become the
+    pass's site. Its docstring documents the pass. Register the result through an entry point of the group ``rewright``.
+    """
+
+    def make(function: Callable[[gs.Graph], None]) -> type[Pass]:
+        namespace: dict[str, Any] = {
+            "__doc__": function.__doc__,
+            "__module__": function.__module__,
+            "__qualname__": function.__name__,
+            "__annotations__": {},
+            "name": name,
+            "exactness": exactness,
+            "after": after,
+            "before": before,
+            "function": staticmethod(function),
+        }
+        made: type[Pass] = type(FunctionPass)(function.__name__, (FunctionPass,), namespace)
+        return made
+
+    return make
+
+
+class FunctionPass(Pass):
+    """A pass made by ``graph_pass``."""
+
+    function: ClassVar[Any]
+
+    def apply(self, session: PassSession) -> None:
+        """Runs the function on each graph and records the difference of its node lists as one site a graph."""
+        session.ensure_facts()
+        for graph in list(session.view.graphs()):
+            before = {id(node): node for node in graph.nodes}
+            type(self).function(graph)
+            after = {id(node): node for node in graph.nodes}
+            removed = [node for key, node in before.items() if key not in after]
+            added = [node for key, node in after.items() if key not in before]
+            for node in removed:
+                node.alive = False
+            if removed or added:
+                session.record(graph, removed, added)
+        session.view.facts_stale = True

@@ -1,0 +1,93 @@
+"""One pass on one model: what the pass sees while it works, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from rewright.model import facts
+from rewright.model.carrier import Model
+from rewright.model.edit import Editor
+from rewright.model.names import Names
+from rewright.model.view import View
+from rewright.ops.targets import unsupported
+from rewright.passes.contract import Pass, Rejection, Site, Target
+
+
+@dataclass
+class PassSession:
+    """The state of one application of one pass.
+
+    Attributes:
+        current: the pass.
+        model: the model before the pass; a ModelPass replaces ``result``.
+        target: where the model will run.
+        sites, rejections: what the pass records.
+        notes: sentences for the report (what a backend could not do, and why).
+    """
+
+    current: Pass
+    model: Model
+    target: Target = "cpu"
+    opened: View | None = None
+    result: Model | None = None
+    sites: list[Site] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def view(self) -> View:
+        """The editing view, opened when it is first asked for and shared by consecutive passes."""
+        if self.opened is None:
+            self.opened = View(self.model)
+        return self.opened
+
+    @cached_property
+    def editor(self) -> Editor:
+        """Editing primitives; ``finish`` is called by whoever runs the pass."""
+        return Editor(self.view)
+
+    @cached_property
+    def names(self) -> Names:
+        """Names for new nodes and values."""
+        return Names(self.view)
+
+    def ensure_facts(self) -> None:
+        """Makes dtypes and shapes known where onnx's inference finds them."""
+        facts.ensure(self.view)
+
+    def reject(self, node: Any, reason: str) -> None:
+        """Records that the pass did not fire at ``node``, and why."""
+        self.rejections.append(Rejection(label(node), reason))
+
+    def record(self, graph: Any, removed: Sequence[Any], added: Sequence[Any]) -> Site:
+        """Records a site and stamps the added nodes with the pass's name and what they replace."""
+        site = Site(
+            id=f"{self.current.name}#{len(self.sites)}",
+            graph=graph.name or "",
+            removed=tuple(map(label, removed)),
+            added=tuple(map(label, added)),
+            ops_removed=tuple(map(op_key, removed)),
+            ops_added=tuple(map(op_key, added)),
+        )
+        for node in added:
+            node.metadata = {"rewright.pass": self.current.name, "rewright.replaces": ", ".join(site.removed)}
+        self.sites.append(site)
+        return site
+
+    def refusal(self, node: Any) -> str | None:
+        """Why the target cannot run the new node, or None if it can (or if the op has no contract)."""
+        dtypes = [facts.dtype_of(tensor) for tensor in node.inputs if tensor.name]
+        return unsupported(node.domain or "", node.op, dtypes[0] if dtypes else None, self.target)
+
+
+def label(node: Any) -> str:
+    """The node's name, or its first output's where it has none."""
+    return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
+
+
+def op_key(node: Any) -> str:
+    """ "MatMul", or "com.microsoft::Gelu" outside the standard domain."""
+    return f"{node.domain}::{node.op}" if node.domain else str(node.op)

@@ -1,0 +1,265 @@
+"""Finds a pattern above a node. Backtracking over operand orders and alternatives, without copying bindings or patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from math import isclose
+from typing import Any, Final
+
+import numpy as np
+
+from rewright.model import facts
+from rewright.model.edit import Editor, domain_of
+from rewright.pattern.language import (
+    COMMUTATIVE,
+    Any_,
+    Bound,
+    Constant,
+    NodePattern,
+    Optional_,
+    Pattern,
+    Product,
+    Through,
+)
+
+_REL_TOL: Final = 1e-5
+_UNITS: Final = 4
+_BINARY: Final = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
+_DEEPEST_PEEL: Final = 8
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """How far the best attempt came: the nodes that fitted, and what did not."""
+
+    nodes: tuple[Any, ...]
+    reason: str
+    node: Any
+
+
+class Attempt:
+    """The state of one search: bindings, matched nodes, and the best failure so far."""
+
+    def __init__(self, editor: Editor, graph: Any) -> None:
+        self._editor = editor
+        self._graph = graph
+        self.values: dict[str, Any] = {}
+        self.named: dict[str, Any] = {}
+        self.nodes: list[tuple[Any, NodePattern | None]] = []
+        self.near: NearMiss | None = None
+
+    def solve(self, pattern: Pattern, tensor: Any) -> Iterator[None]:
+        """Yields once for each way in which ``tensor`` fits ``pattern``; the state holds that way's bindings meanwhile."""
+        if isinstance(pattern, NodePattern):
+            yield from self._node(pattern, tensor)
+        elif isinstance(pattern, Bound):
+            yield from self._bind(pattern.name, tensor)
+        elif isinstance(pattern, Constant):
+            if self._is_constant(pattern, tensor):
+                yield
+        elif isinstance(pattern, Any_):
+            for choice in pattern.choices:
+                yield from self.solve(choice, tensor)
+        elif isinstance(pattern, Product):
+            yield from self._product(pattern, tensor)
+        elif isinstance(pattern, Through):
+            yield from self._through(pattern, tensor)
+        elif isinstance(pattern, Optional_):
+            if tensor.name:
+                yield from self.solve(pattern.inner, tensor)
+            else:
+                yield
+
+    def _fail(self, reason: str, node: Any) -> None:
+        if self.near is None or len(self.nodes) > len(self.near.nodes):
+            self.near = NearMiss(tuple(matched for matched, _ in self.nodes), reason, node)
+
+    def _bind(self, name: str, tensor: Any) -> Iterator[None]:
+        held = self.values.get(name)
+        if held is None:
+            self.values[name] = tensor
+            yield
+            del self.values[name]
+        elif held is tensor or _equal_constants(held, tensor):
+            yield
+        else:
+            self._fail(f"'{held.name}' and '{tensor.name}' should be one value ({name})", facts.producer(tensor))
+
+    def _is_constant(self, pattern: Constant, tensor: Any) -> bool:
+        if not facts.is_constant(tensor) or not facts.is_small_constant(tensor, 1):
+            self._fail(f"'{tensor.name}' is not the constant {pattern.value:g}", facts.producer(tensor))
+            return False
+        value = facts.constant_of(tensor)
+        if value is None or value.size != 1 or value.dtype == object:
+            return False
+        found = float(value.reshape(-1)[0])
+        if not close(found, pattern.value, value.dtype, pattern.rel_tol):
+            self._fail(f"the constant '{tensor.name}' is {found:g}, not {pattern.value:g}", facts.producer(tensor))
+            return False
+        return True
+
+    def _producer(self, tensor: Any) -> Any | None:
+        node = facts.producer(tensor)
+        if node is None or self._editor.graph_of(node) is not self._graph:
+            return None
+        return node
+
+    def _node(self, pattern: NodePattern, tensor: Any) -> Iterator[None]:
+        node = self._producer(tensor)
+        if node is None:
+            self._fail(f"'{tensor.name}' is not computed by {pattern.op} in this graph", None)
+            return
+        if node.op != pattern.op or domain_of(node) not in pattern.domains:
+            self._fail(f"'{tensor.name}' comes from {node.op}, not from {pattern.op}", node)
+            return
+        if len(node.outputs) <= pattern.output or node.outputs[pattern.output] is not tensor:
+            self._fail(f"'{tensor.name}' is another output of {node.op} than expected", node)
+            return
+        for name, expected in pattern.attributes.items():
+            found = facts.attribute(node, name)
+            if found != expected:
+                self._fail(f"{name} is {found}, not {expected}", node)
+                return
+        if any(matched is node for matched, _ in self.nodes):
+            yield from self._inputs(pattern, node)
+            return
+        self.nodes.append((node, pattern))
+        named = pattern.bind and pattern.bind not in self.named
+        if named:
+            self.named[pattern.bind] = node
+        yield from self._inputs(pattern, node)
+        if named:
+            del self.named[pattern.bind]
+        self.nodes.pop()
+
+    def _inputs(self, pattern: NodePattern, node: Any) -> Iterator[None]:
+        wanted, given = pattern.inputs, list(node.inputs)
+        while given and not given[-1].name and len(given) > len(wanted):
+            given.pop()
+        if len(given) > len(wanted) and not pattern.open_inputs:
+            self._fail(f"{node.op} has {len(given)} inputs, {len(wanted)} expected", node)
+            return
+        orders: list[Sequence[Pattern | None]] = [wanted]
+        if node.op in COMMUTATIVE and len(wanted) == 2 and wanted[0] is not wanted[1]:
+            orders.append(wanted[::-1])
+        for order in orders:
+            if self._raises_rank(order, node):
+                self._fail("a constant operand has more dimensions than the value it is combined with", node)
+                continue
+            yield from self._each(order, given, 0)
+
+    def _each(self, wanted: Sequence[Pattern | None], given: list[Any], index: int) -> Iterator[None]:
+        if index == len(wanted):
+            yield
+            return
+        pattern = wanted[index]
+        tensor = given[index] if index < len(given) else None
+        if tensor is None or not tensor.name:
+            if pattern is None or isinstance(pattern, Optional_):
+                yield from self._each(wanted, given, index + 1)
+            else:
+                self._fail(f"input {index} is omitted", None)
+            return
+        if pattern is None:
+            self._fail(f"input {index} ('{tensor.name}') should be omitted", facts.producer(tensor))
+            return
+        for _ in self.solve(pattern, tensor):
+            yield from self._each(wanted, given, index + 1)
+
+    def _raises_rank(self, order: Sequence[Pattern | None], node: Any) -> bool:
+        """A one-element constant of shape (1, 1, 1) lifts a vector to rank 3: then it is not a mere factor."""
+        if node.op not in _BINARY or len(order) != 2 or len(node.inputs) != 2:
+            return False
+        for index in (0, 1):
+            if isinstance(order[index], Constant) and lifts_rank(node.inputs[index], node.inputs[1 - index]):
+                return True
+        return False
+
+    def _through(self, pattern: Through, tensor: Any) -> Iterator[None]:
+        peeled = 0
+        yield from self.solve(pattern.inner, tensor)
+        while peeled < _DEEPEST_PEEL:
+            node = self._producer(tensor)
+            if node is None or node.op not in pattern.ops or domain_of(node) or tensor is not node.outputs[0]:
+                break
+            self.nodes.append((node, None))
+            peeled += 1
+            tensor = node.inputs[0]
+            yield from self.solve(pattern.inner, tensor)
+        for _ in range(peeled):
+            self.nodes.pop()
+
+    def _product(self, pattern: Product, tensor: Any) -> Iterator[None]:
+        for leaves, coefficient, nodes, dtype in self._frontiers(tensor, len(pattern.factors)):
+            if not close(coefficient, pattern.coefficient, dtype, pattern.rel_tol):
+                if len(nodes) > 1:
+                    self._fail(f"the product's constant factor is {coefficient:g}, not {pattern.coefficient:g}", nodes[0])
+                continue
+            self.nodes.extend((node, None) for node in nodes)
+            for order in permutations(leaves):
+                yield from self._each(pattern.factors, list(order), 0)
+            del self.nodes[len(self.nodes) - len(nodes) :]
+
+    def _frontiers(self, tensor: Any, count: int) -> Iterator[tuple[list[Any], float, list[Any], np.dtype[Any] | None]]:
+        """Ways to read ``tensor`` as a product of ``count`` values and a number: leaves, number, nodes in between."""
+        if count == 1:
+            yield [tensor], 1.0, [], None
+        node = self._producer(tensor)
+        if node is None or node.op not in ("Mul", "Div") or domain_of(node) or len(node.inputs) != 2:
+            return
+        left, right = node.inputs
+        for value, scale in ((left, right), (right, left)) if node.op == "Mul" else ((left, right),):
+            number = self._factor(scale, value)
+            if number is None or (node.op == "Div" and number[0] == 0):
+                continue
+            factor = number[0] if node.op == "Mul" else 1.0 / number[0]
+            for leaves, coefficient, nodes, dtype in self._frontiers(value, count):
+                yield leaves, coefficient * factor, [node, *nodes], dtype or number[1]
+            return
+        if node.op == "Mul" and count > 1:
+            for split in range(1, count):
+                for leaves, coefficient, nodes, dtype in self._frontiers(left, split):
+                    for more, further, extra, other in self._frontiers(right, count - split):
+                        yield [*leaves, *more], coefficient * further, [node, *nodes, *extra], dtype or other
+
+    def _factor(self, tensor: Any, other: Any) -> tuple[float, np.dtype[Any]] | None:
+        if not facts.is_constant(tensor) or not facts.is_small_constant(tensor, 1) or lifts_rank(tensor, other):
+            return None
+        value = facts.constant_of(tensor)
+        if value is None or value.size != 1 or value.dtype == object:
+            return None
+        return float(value.reshape(-1)[0]), value.dtype
+
+
+def close(found: float, expected: float, dtype: np.dtype[Any] | None, rel_tol: float | None) -> bool:
+    """Whether a constant is the expected one: within ``rel_tol``, by default 1e-5 or 4 units in the last place of its dtype."""
+    if rel_tol is None:
+        rel_tol = _REL_TOL
+        if dtype is not None and dtype.kind == "f":
+            rel_tol = max(rel_tol, _UNITS * float(np.finfo(dtype).eps))
+        elif dtype is not None and dtype.name == "bfloat16":
+            rel_tol = _UNITS * 2.0**-8
+    return isclose(found, expected, rel_tol=rel_tol, abs_tol=0.0)
+
+
+def lifts_rank(constant: Any, other: Any) -> bool:
+    """Whether broadcasting ``other`` with ``constant`` could give more dimensions than ``other`` has."""
+    shape = facts.shape_of(constant)
+    if shape is None:
+        value = facts.constant_of(constant)
+        shape = None if value is None else value.shape
+    if shape is not None and len(shape) == 0:
+        return False
+    rank = facts.shape_of(other)
+    return shape is None or rank is None or len(shape) > len(rank)
+
+
+def _equal_constants(left: Any, right: Any) -> bool:
+    if not (facts.is_constant(left) and facts.is_constant(right)):
+        return False
+    if not (facts.is_small_constant(left, 16) and facts.is_small_constant(right, 16)):
+        return False
+    a, b = facts.constant_of(left), facts.constant_of(right)
+    return a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
