@@ -1,0 +1,48 @@
+"""The plugin that holds rewright's own passes and levels. It has no privilege over a third party's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from rewright.registry.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from rewright.passes.contract import Pass
+
+PASSES: tuple[tuple[str, str], ...] = (
+    ("rewright.passes.cleanup.inline_functions", "InlineFunctions"),
+    ("rewright.passes.cleanup.constant_folding", "ConstantFolding"),
+    ("rewright.passes.cleanup.identity_elimination", "IdentityElimination"),
+    ("rewright.passes.cleanup.common_subexpression", "CommonSubexpression"),
+    ("rewright.passes.cleanup.shape_simplification", "ShapeSimplification"),
+    ("rewright.passes.cleanup.dead_code", "DeadCode"),
+    ("rewright.passes.fusion.layer_norm", "LayerNorm"),
+    ("rewright.passes.fusion.gelu", "Gelu"),
+    ("rewright.passes.fusion.skip_layer_norm", "SkipLayerNorm"),
+    ("rewright.passes.fusion.bias_gelu", "BiasGelu"),
+    ("rewright.passes.ort.session", "OrtSession"),
+)
+"""(module, pass class). Named by text, so that a hook call and not an import of this module pays for loading them."""
+
+# Constants are folded a second time because simplified shapes leave new ones behind; what that strands, and what the
+# fusions strand, dead-code takes away last.
+LEVELS: Mapping[str, str] = {
+    "O0": "",
+    "O1": (
+        "inline-functions, constant-folding, identity-elimination, common-subexpression, shape-simplification,"
+        " constant-folding, dead-code"
+    ),
+    "O2": "O1, layer-norm, gelu, skip-layer-norm, bias-gelu, dead-code",
+}
+
+
+@hookimpl
+def rewright_passes() -> Iterable[type[Pass]]:
+    return [getattr(import_module(module), class_name) for module, class_name in PASSES]
+
+
+@hookimpl
+def rewright_levels() -> Mapping[str, str]:
+    return LEVELS
