@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from rewright.passes.contract import Exactness
 from rewright.verify.comparison import OutputEvidence, QuantizationBudget, compare, merge
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, make_fallback_sets, make_input_sets
 from rewright.verify.padding import without_padding
-from rewright.verify.process import Optimization, SessionError, SessionRun, SessionWorker, first_line
+from rewright.verify.process import Optimization, SessionError, SessionRun, SessionWorker, SetResult, first_line
 from rewright.verify.tolerance import ORDER, least_exact, tolerance_for
 
 Outputs = Mapping[str, np.ndarray]
@@ -107,44 +106,45 @@ class ParityGate:
         """The input sets that the original runs on; runs it if that has not happened yet."""
         return self._measured().sets
 
-    def check(self, candidate: Model, exactness: Exactness) -> ParityEvidence:
+    def check(self, candidate: Model, exactness: Exactness, *, is_trial: bool = False) -> ParityEvidence:
         """Run the candidate on every input set and compare all outputs.
 
         A candidate that does not load, does not run, or crashes the worker has failed. Nothing is raised for it.
+        `keep` refers to the last candidate that was not a trial.
         """
         started = time.perf_counter()
-        overall = least_exact([*self.kept, exactness])
-        evidence = ParityEvidence(status="not-run", exactness=overall)
-        self._checked = []
+        evidence = ParityEvidence(status="not-run", exactness=least_exact([*self.kept, exactness]))
         original = self._measured()
         evidence.dropped = original.dropped
         evidence.input_sets = [input_set.name for input_set in original.sets]
         if original.failure:
             evidence.reason = original.failure
         else:
-            self._judge(evidence, candidate, exactness, original)
+            outputs = self._judge(evidence, candidate, exactness, original)
+            if not is_trial:
+                self._checked = outputs
         evidence.seconds = time.perf_counter() - started
         return evidence
 
     def keep(self, exactness: Exactness) -> None:
         """Take the candidate that was checked last as the model so far, together with the promise of its pass."""
         self.kept.append(exactness)
-        if self._checked:
-            self._baseline = self._checked
+        self._baseline = self._checked
 
-    def _judge(self, evidence: ParityEvidence, candidate: Model, exactness: Exactness, original: _Reference) -> None:
+    def _judge(self, evidence: ParityEvidence, candidate: Model, exactness: Exactness, original: _Reference) -> list[Outputs]:
+        """Fill in the evidence; returns the candidate's outputs, none when it could not be run."""
         try:
             run = self._run(candidate, original.sets, self.candidate_optimization)
         except SessionError as error:
             evidence.status, evidence.reason = "failed", first_line(error.message)
-            return
+            return []
         for input_set, result in zip(original.sets, run.results, strict=True):
             if result.error:
                 evidence.status = "failed"
                 evidence.reason = f"input set '{input_set.name}': {first_line(result.error)}"
                 evidence.worst_input_set = input_set.name
-                return
-        outputs = [result.outputs for result in run.results]
+                return []
+        outputs: list[Outputs] = [result.outputs for result in run.results]
         self._compare(evidence, original.outputs, outputs, evidence.exactness)
         if evidence.status != "failed" and self._baseline and ORDER.index(exactness) < ORDER.index(evidence.exactness):
             step = ParityEvidence(status="not-run", exactness=exactness)
@@ -153,19 +153,22 @@ class ParityGate:
                 evidence.status, evidence.outputs = "failed", step.outputs
                 evidence.exactness, evidence.worst_input_set = exactness, step.worst_input_set
                 evidence.reason = f"against the model before this pass: {step.reason}"
-        self._checked = list(outputs)
+        return outputs
 
     def _compare(self, evidence: ParityEvidence, wanted: Sequence[Outputs], got: Sequence[Outputs], exactness: Exactness) -> None:
         """Fill in outputs, status and reason."""
-        for name in wanted[0]:
+        original = self._measured()
+        # A sequence may have more elements on one set than on another, hence the names of all of them.
+        for name in dict.fromkeys(name for outputs in (*wanted, *got) for name in outputs):
             judged = [
                 self._compare_one(name, input_set, reference, candidate, exactness)
-                for input_set, reference, candidate in zip(self._measured().sets, wanted, got, strict=True)
+                for input_set, reference, candidate in zip(original.sets, wanted, got, strict=True)
+                if name in reference or name in candidate
             ]
             merged = merge(judged)
             if not merged.vacuous and _is_one_value(name, wanted):
                 merged.vacuous = "constant over all input sets"
-            if name in self._measured().nondeterministic:
+            if name in original.nondeterministic and all(name in outputs for outputs in got):
                 merged.vacuous, merged.equal, merged.message = NONDETERMINISTIC, True, ""
             evidence.outputs.append(merged)
         failures = [output for output in evidence.outputs if not output.equal]
@@ -182,15 +185,13 @@ class ParityGate:
             evidence.worst_input_set = max(telling, key=_margin).input_set
 
     def _compare_one(self, name: str, input_set: InputSet, wanted: Outputs, got: Outputs, exactness: Exactness) -> OutputEvidence:
+        if name not in wanted or name not in got:
+            return _unmatched(name, input_set, wanted.get(name, got.get(name)), name in wanted)
         reference = wanted[name]
         if name in self._measured().jittering:
             exactness = least_exact([exactness, "reassociating"])
         tolerance = tolerance_for(reference.dtype, exactness)
         budget = self.budget if exactness == "quantizing" else None
-        if name not in got:
-            missing = compare(name, reference, reference, tolerance, budget)
-            missing.equal, missing.message, missing.input_set = False, "the candidate has no such output", input_set.name
-            return missing
         judged = compare(name, reference, got[name], tolerance, budget)
         if not judged.equal and exactness != "exact" and reference.shape == got[name].shape:
             excused = without_padding(self.reference.proto.graph, input_set, name, reference, got[name])
@@ -211,16 +212,17 @@ class ParityGate:
         """Run the original: on every wanted set, on fallbacks for those that fail, and on the first one twice."""
         found = _Reference()
         try:
-            self._measure_wanted(found)
-            fallbacks = iter(self._fallbacks)
-            while len(found.sets) < len(self._wanted):
-                batch = list(islice(fallbacks, 1))
-                if not batch:
+            run = self._run(self.reference, [*self._wanted, *self._wanted[:1]])
+            _take(found, self._wanted, run.results[: len(self._wanted)])
+            for fallback in self._fallbacks:
+                if len(found.sets) >= len(self._wanted):
                     break
-                self._take(found, batch, self._run(self.reference, batch))
+                _take(found, [fallback], self._run(self.reference, [fallback]).results)
             if found.sets:
-                repeated = self._run(self.reference, [found.sets[0], found.sets[0]]).results
-                _expose_nondeterminism(found, repeated[0].outputs, repeated[1].outputs)
+                repeated = run.results[-1:]
+                if found.sets[0] is not self._wanted[0]:
+                    repeated = self._run(self.reference, found.sets[:1]).results
+                _expose_nondeterminism(found, repeated[0].outputs)
         except SessionError as error:
             found.failure = f"the original cannot be run: {first_line(error.message)}"
             return found
@@ -231,29 +233,27 @@ class ParityGate:
             found.failure = "the original has no tensor outputs"
         return found
 
-    def _measure_wanted(self, found: _Reference) -> None:
-        self._take(found, self._wanted, self._run(self.reference, self._wanted))
-
-    def _take(self, found: _Reference, sets: Sequence[InputSet], run: SessionRun) -> None:
-        for input_set, result in zip(sets, run.results, strict=True):
-            if result.error:
-                found.dropped.append(f"{input_set.name} ({input_set.description}): {first_line(result.error)}")
-            else:
-                found.sets.append(input_set)
-                found.outputs.append(result.outputs)
-
     def _run(self, model: Model, sets: Sequence[InputSet], optimization: Optimization = "ORT_DISABLE_ALL") -> SessionRun:
         lowered = self.lower(model) if self.lower is not None else model
         return self.worker.run(lowered, [input_set.arrays for input_set in sets], optimization=optimization)
 
 
-def _expose_nondeterminism(found: _Reference, first: Outputs, second: Outputs) -> None:
-    """Outputs that two runs of one session compute differently.
+def _take(found: _Reference, sets: Sequence[InputSet], results: Sequence[SetResult]) -> None:
+    for input_set, result in zip(sets, results, strict=True):
+        if result.error:
+            found.dropped.append(f"{input_set.name} ({input_set.description}): {first_line(result.error)}")
+        else:
+            found.sets.append(input_set)
+            found.outputs.append(result.outputs)
+
+
+def _expose_nondeterminism(found: _Reference, second: Outputs) -> None:
+    """Note the outputs that a second run on the first set computes differently.
 
     Those that differ by rounding only (a reduction over threads) are compared as if their pass reassociated; the others
     cannot be compared at all.
     """
-    for name, array in first.items():
+    for name, array in found.outputs[0].items():
         if name not in second:  # a sequence of another length
             found.nondeterministic.add(name)
         elif not compare(name, array, second[name], tolerance_for(array.dtype, "exact")).equal:
@@ -267,6 +267,20 @@ def _is_one_value(name: str, wanted: Sequence[Outputs]) -> bool:
     if len(values) < 2 or any(value.size != 1 for value in values):
         return False
     return len({str(value.reshape(-1)[0]) for value in values}) == 1
+
+
+def _unmatched(name: str, input_set: InputSet, array: np.ndarray | None, is_missing: bool) -> OutputEvidence:
+    """The evidence of an output that only one of the two models has."""
+    return OutputEvidence(
+        name=name,
+        dtype=array.dtype.name if array is not None else "",
+        shape=list(array.shape) if array is not None else [],
+        rtol=0.0,
+        atol=0.0,
+        equal=False,
+        message="the candidate has no such output" if is_missing else "the original has no such output",
+        input_set=input_set.name,
+    )
 
 
 def _margin(output: OutputEvidence) -> tuple[float, float]:
