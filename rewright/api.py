@@ -1,0 +1,177 @@
+"""The public functions: load, optimize, verify, explain, reproduce; and chains that can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from onnx import ModelProto
+
+from rewright.model.carrier import Model
+from rewright.model.errors import UsageError
+from rewright.model.load import load
+from rewright.passes.contract import Backend, Target
+from rewright.registry import chain as registry_chain
+from rewright.registry.catalog import Catalog, did_you_mean
+from rewright.report.model import Report
+from rewright.reproducer import Reproducer, read_reproducer
+from rewright.run import (
+    FAILURE_POLICIES,
+    VERIFY_MODES,
+    FailurePolicy,
+    Progress,
+    RunOptions,
+    RunResult,
+    VerifyMode,
+    run_passes,
+)
+from rewright.verify.input_files import load_input_sets
+
+Source = str | PathLike[str] | ModelProto | Model
+Inputs = str | PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+class Chain(registry_chain.Chain):
+    """A chain of passes that can run.
+
+    ``Chain("constant-folding, gelu, skip-layer-norm")`` or ``Chain("O2, my-pass{option=3}")``; text, YAML, TOML and lists of
+    configured passes are equal ways to write one. See ``rewright.registry.chain.Chain`` for the forms.
+    """
+
+    def run(
+        self,
+        model: Source,
+        *,
+        target: Target = "cpu",
+        verify: VerifyMode = "model",
+        on_failure: FailurePolicy = "rollback",
+        inputs: Inputs | None = None,
+        seed: int = 0,
+        reproducers: str | PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> RunResult:
+        """Runs the chain on a model, which is not modified.
+
+        Args:
+            model: a path, a ModelProto or a Model.
+            target: where the result will run: "cpu", "cuda", "dml" or "portable" (standard ops only).
+            verify: "off", "structure", "model" (numeric parity after every pass) or "strict".
+            on_failure: "rollback" undoes a pass that fails and goes on; "raise" raises GateError.
+            inputs: what parity runs on: an .npz file, a folder, arrays by input name, or a sequence of such; by default
+                inputs are made from the model.
+            seed: of the made inputs.
+            reproducers: folder that gets one reproducer for each failure.
+            progress: called with (what, done, total) before each pass.
+
+        Raises:
+            ModelError: the model cannot be read.
+            UsageError: an option or an input is wrong.
+            GateError: a pass failed, with ``on_failure="raise"``.
+        """
+        _check_choice("target", target, get_args(Target))
+        _check_choice("verify", verify, VERIFY_MODES)
+        _check_choice("on_failure", on_failure, FAILURE_POLICIES)
+        loaded = load(model)
+        options = RunOptions(
+            target=target,
+            verify=verify,
+            on_failure=on_failure,
+            input_sets=None if inputs is None else load_input_sets(loaded, inputs),
+            seed=seed,
+            reproducers=None if reproducers is None else Path(reproducers),
+            progress=progress,
+            plugins=self.catalog.plugins,
+            warnings=(*self.warnings, *self.inserted),
+        )
+        return run_passes(loaded, self.passes, self.text, options)
+
+    @classmethod
+    def at_level(cls, level: str, *, catalog: Catalog | None = None) -> Self:
+        """The chain of a level, "O2"; also "2" or 2."""
+        name = str(level)
+        return cls(name if name.startswith("O") else f"O{name}", catalog=catalog)
+
+
+def optimize(
+    model: Source,
+    output: str | PathLike[str] | None = None,
+    *,
+    level: str = "O2",
+    chain: str | registry_chain.Chain | None = None,
+    backend: Backend = "standalone",
+    target: Target = "cpu",
+    verify: VerifyMode = "model",
+    on_failure: FailurePolicy = "rollback",
+    inputs: Inputs | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Optimizes a model, verifies every step, and writes the result.
+
+    Args:
+        model: a path, a ModelProto or a Model; never modified.
+        output: where the result goes; None writes nothing. Failures leave reproducers in ``<output>.reproducers``.
+        level: "O0" to "O2"; not used if ``chain`` is given.
+        chain: chain text or a Chain.
+        backend: who carries the passes out, where they have the choice.
+        target, verify, on_failure, inputs, seed, progress: see ``Chain.run``.
+
+    Returns:
+        The optimized model and the report. With verdict "failed" nothing is written.
+
+    Raises:
+        ModelError, UsageError, PluginError, GateError: see ``Chain.run``.
+    """
+    _check_choice("backend", backend, get_args(Backend))
+    made = Chain(list(chain)) if isinstance(chain, registry_chain.Chain) else Chain(chain) if chain is not None else Chain.at_level(level)
+    if backend != "standalone":
+        made, _ = made.with_backend(backend)
+    target_path = None if output is None else Path(output)
+    if target_path is not None and not target_path.absolute().parent.is_dir():
+        raise UsageError(f"the folder {target_path.absolute().parent} does not exist.", "Make it, or choose another output path.")
+    result = made.run(
+        model,
+        target=target,
+        verify=verify,
+        on_failure=on_failure,
+        inputs=inputs,
+        seed=seed,
+        reproducers=None if target_path is None else target_path.with_name(target_path.name + ".reproducers"),
+        progress=progress,
+    )
+    if target_path is not None and result.report.verdict != "failed":
+        result.save(target_path)
+    return result
+
+
+def explain(model: Source, *, chain: str | registry_chain.Chain = "O2", target: Target = "cpu") -> Report:
+    """Where the passes of a chain fire on a model, and why not elsewhere: a report without verification, nothing is written."""
+    made = Chain(list(chain)) if isinstance(chain, registry_chain.Chain) else Chain(chain)
+    return made.run(model, target=target, verify="off").report
+
+
+def reproduce(folder: str | PathLike[str], *, catalog: Catalog | None = None) -> tuple[Reproducer, RunResult]:
+    """Runs a reproducer folder again. The failure is mended if no pass of the report failed or was rolled back.
+
+    Raises:
+        UsageError: the folder is no reproducer, or its pass is not known here.
+    """
+    found = read_reproducer(Path(folder))
+    chain = Chain(found.chain, catalog=catalog)
+    _check_choice("target", found.target, get_args(Target))
+    _check_choice("verify", found.verify, VERIFY_MODES)
+    result = chain.run(
+        found.model,
+        target=found.target,  # type: ignore[arg-type]
+        verify=found.verify,  # type: ignore[arg-type]
+        inputs=found.inputs,
+    )
+    return found, result
+
+
+def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        near = did_you_mean(str(value), choices)
+        raise UsageError(f"{what} is '{value}'.", f"{near + ' ' if near else ''}It is one of {', '.join(choices)}.")

@@ -1,0 +1,152 @@
+"""The report: what ran, what it did, what was measured, and what it cost. ``report.to_json()`` is the JSON form, schema 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rewright.verify.interface import InterfaceEvidence
+from rewright.verify.kernels import KernelEvidence
+from rewright.verify.mutation import MutationEvidence
+from rewright.verify.parity import ParityEvidence
+from rewright.verify.structure import StructureEvidence
+
+Verdict = Literal["passed", "passed-with-rollbacks", "failed", "unverified"]
+Status = Literal["applied", "unchanged", "rolled-back", "failed", "skipped"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class SiteReport(_Record):
+    """One place where a pass fired; ``status`` is "rolled-back" where the gates undid it."""
+
+    id: str
+    status: Literal["kept", "rolled-back"]
+    graph: str
+    removed: list[str]
+    added: list[str]
+    ops_removed: list[str]
+    ops_added: list[str]
+
+
+class RejectionReport(_Record):
+    """A place where a pass nearly fired, and the first thing that stood in the way."""
+
+    node: str
+    reason: str
+
+
+class Seconds(_Record):
+    """Wall time of a pass."""
+
+    apply: float = 0.0
+    verify: float = 0.0
+
+
+class PassReport(_Record):
+    """One pass of the chain.
+
+    ``rss_peak`` is the process's largest resident set so far, in bytes (mapped weights count while they are resident).
+    """
+
+    name: str
+    backend: str
+    status: Status
+    exactness: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    reason: str = ""
+    sites: list[SiteReport] = Field(default_factory=list)
+    rejections: list[RejectionReport] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    structure: StructureEvidence | None = None
+    interface: InterfaceEvidence | None = None
+    kernels: KernelEvidence | None = None
+    parity: ParityEvidence | None = None
+    nodes_before: int = 0
+    nodes_after: int = 0
+    seconds: Seconds = Field(default_factory=Seconds)
+    rss_peak: int = 0
+    reproducer: str | None = None
+
+
+class ModelReport(_Record):
+    """The model before and after; ops are counted with bodies and functions."""
+
+    path: str | None
+    nodes_before: int
+    nodes_after: int
+    ops_before: dict[str, int]
+    ops_after: dict[str, int]
+    bytes_before: int
+    bytes_after: int
+
+
+class PluginReport(_Record):
+    """A plugin that was found."""
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    status: str = "loaded"
+    error: str = ""
+
+
+class EnvironmentReport(_Record):
+    """Where the run took place."""
+
+    versions: dict[str, str]
+    providers: list[str]
+    cpu: str
+    plugins: list[PluginReport] = Field(default_factory=list)
+
+
+class Report(_Record):
+    """The record of one run.
+
+    ``parity`` is the last comparison of the result with the original. ``verdict`` is "passed" only if that comparison was
+    made, was not vacuous, and the gate noticed the faults of the mutation self-test.
+    """
+
+    schema_version: Literal[1] = 1
+    verdict: Verdict
+    reason: str = ""
+    model: ModelReport
+    chain: str
+    target: str = "cpu"
+    verify: str = "model"
+    environment: EnvironmentReport
+    passes: list[PassReport] = Field(default_factory=list)
+    parity: ParityEvidence | None = None
+    mutation: MutationEvidence | None = None
+    quantization: dict[str, Any] | None = None
+    warnings: list[str] = Field(default_factory=list)
+    seconds: float = 0.0
+    rss_peak: int = 0
+
+    def to_json(self) -> str:
+        """The JSON form, indented."""
+        return self.model_dump_json(indent=2)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report: ``.html`` as a page, anything else as JSON."""
+        from rewright.report.files import write
+
+        write(self, Path(path))
+
+    def show(self) -> None:
+        """Prints the report to the terminal (standard output)."""
+        from rewright.report.terminal import show
+
+        show(self)
+
+    def counts(self) -> Mapping[str, int]:
+        """Sites kept, by pass."""
+        kept: dict[str, int] = {}
+        for item in self.passes:
+            kept[item.name] = kept.get(item.name, 0) + sum(site.status == "kept" for site in item.sites)
+        return kept

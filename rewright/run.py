@@ -1,0 +1,343 @@
+"""The one loop: apply a pass, check it, keep it or roll it back, write down what happened."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rewright.model.carrier import Model
+from rewright.model.errors import RewrightError
+from rewright.model.view import View
+from rewright.ops.lowering import lower
+from rewright.passes.contract import Pass, Site, Target
+from rewright.passes.session import PassSession
+from rewright.report.environment import environment
+from rewright.report.model import (
+    ModelReport,
+    PassReport,
+    RejectionReport,
+    Report,
+    Seconds,
+    SiteReport,
+    Verdict,
+)
+from rewright.reproducer import write_reproducer
+from rewright.verify.inputs import InputSet
+from rewright.verify.interface import check_interface
+from rewright.verify.kernels import check_kernels
+from rewright.verify.mutation import self_test
+from rewright.verify.parity import ParityEvidence, ParityGate
+from rewright.verify.process import SessionError, SessionWorker, first_line
+from rewright.verify.structure import check_structure
+
+VerifyMode = Literal["off", "structure", "model", "strict"]
+FailurePolicy = Literal["rollback", "raise"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many passes are done, and how many there are."""
+
+VERIFY_MODES: Final[tuple[VerifyMode, ...]] = ("off", "structure", "model", "strict")
+FAILURE_POLICIES: Final[tuple[FailurePolicy, ...]] = ("rollback", "raise")
+
+_STRICT_INPUT_SETS: Final = 8
+
+
+class GateError(RewrightError):
+    """A gate failed, or a pass crashed, and the policy is to raise. ``report`` is the record up to there."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str, report: Report) -> None:
+        super().__init__(message, hint)
+        self.report = report
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a chain is run.
+
+    Attributes:
+        target: where the result will run; decides which fused ops may be emitted.
+        verify: "off", "structure" (no inference), "model" (parity after every pass), "strict" (more inputs, and a last
+            comparison under ONNX Runtime's own optimizations).
+        on_failure: "rollback" undoes the failing pass and goes on; "raise" ends the run with GateError.
+        input_sets: what parity runs on; None makes inputs from the model.
+        seed: of the made inputs.
+        reproducers: where a failure leaves a folder that reproduces it; None leaves none.
+        progress: called before each step.
+        plugins: the catalog's plugin records, for the report.
+    """
+
+    target: Target = "cpu"
+    verify: VerifyMode = "model"
+    on_failure: FailurePolicy = "rollback"
+    input_sets: Sequence[InputSet] | None = None
+    seed: int = 0
+    reproducers: Path | None = None
+    progress: Progress | None = None
+    plugins: tuple[Any, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class RunResult:
+    """What a run gives: the model and the report."""
+
+    model: Model
+    report: Report
+
+    def save(self, path: str | Path, external_data: bool | None = None) -> None:
+        """Writes the model; see ``Model.save``."""
+        self.model.save(path, external_data)
+
+
+def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: RunOptions) -> RunResult:
+    """Runs configured passes on ``model`` in order.
+
+    Raises:
+        GateError: a gate failed or a pass crashed, and ``options.on_failure`` is "raise".
+        UsageError: the inputs that the caller gave do not fit the model.
+    """
+    with SessionWorker() as worker:
+        return _Run(model, passes, chain_text, options, worker).run()
+
+
+@dataclass
+class _Run:
+    original: Model
+    passes: Sequence[Pass]
+    chain_text: str
+    options: RunOptions
+    worker: SessionWorker
+    records: list[PassReport] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.started = time.perf_counter()
+        self.current = self.original
+        self.view: View | None = None
+        self.gate = self._parity_gate() if self.options.verify in ("model", "strict") else None
+        self.loads = True
+        self.last_parity: ParityEvidence | None = None
+
+    def _parity_gate(self) -> ParityGate:
+        strict = self.options.verify == "strict"
+        return ParityGate(
+            self.original,
+            self.options.input_sets,
+            self.worker,
+            seed=self.options.seed,
+            lower=None if self.options.target == "cpu" else lower,
+            **({"count": _STRICT_INPUT_SETS} if strict else {}),
+        )
+
+    def run(self) -> RunResult:
+        for index, step in enumerate(self.passes):
+            self._progress(step.name, index)
+            record = self._step(step, index)
+            self.records.append(record)
+            if record.status in ("failed", "rolled-back") and self.options.on_failure == "raise":
+                report = self._report("failed", f"{step.name}: {record.reason}")
+                hint = f"`rewright reproduce {record.reproducer}` runs it again." if record.reproducer else ""
+                raise GateError(f"the pass '{step.name}' {record.status.replace('-', ' ')}: {record.reason}", hint, report)
+        self._progress("final checks", len(self.passes))
+        return self._finish()
+
+    def _progress(self, what: str, index: int) -> None:
+        if self.options.progress is not None:
+            self.options.progress(what, index, len(self.passes))
+
+    def _step(self, step: Pass, index: int) -> PassReport:
+        """Applies one pass and runs the gates; on return ``self.current`` is what is kept."""
+        record = PassReport(
+            name=step.name,
+            backend=step.backend,
+            status="unchanged",
+            exactness=step.exactness,
+            options=step.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
+            nodes_before=self.current.node_count(),
+        )
+        session = PassSession(step, self.current, self.options.target, self.view)
+        began = time.perf_counter()
+        candidate = self._apply(step, session, record)
+        applied = time.perf_counter()
+        if candidate is not None:
+            self._judge(step, session.sites, candidate, record)
+        record.seconds = Seconds(apply=applied - began, verify=time.perf_counter() - applied)
+        record.rejections = [RejectionReport(node=item.node, reason=item.reason) for item in session.rejections]
+        record.notes = list(session.notes)
+        kept = record.status == "applied" and candidate is not None
+        record.sites = [_site(site, kept) for site in session.sites]
+        if kept and candidate is not None:
+            self.current, self.view = candidate, session.opened
+        elif record.status == "unchanged":
+            self.view = session.opened
+        else:
+            self.view = None  # it shows what was rolled back
+            self._reproduce(step, index, record)
+        record.nodes_after = self.current.node_count()
+        record.rss_peak = rss_peak()
+        return record
+
+    def _apply(self, step: Pass, session: PassSession, record: PassReport) -> Model | None:
+        """The candidate, or None if the pass crashed. A crash of a pass is a failed pass, not a failed run."""
+        try:
+            step.apply(session)
+            if session.result is not None:
+                return session.result
+            return session.opened.to_model() if session.opened is not None else self.current
+        except RewrightError as error:
+            record.status, record.reason = "failed", str(error)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            record.status = "failed"
+            record.reason = f"{type(error).__name__}: {error} (in {Path(place.filename).name}, line {place.lineno})"
+        return None
+
+    def _judge(self, step: Pass, sites: Sequence[Site], candidate: Model, record: PassReport) -> None:
+        if candidate.fingerprint() == self.current.fingerprint():
+            if sites:
+                record.status, record.reason = "failed", f"the pass reports {len(sites)} sites but changed nothing"
+            return
+        if not sites:
+            record.status = "failed"
+            record.reason = "the pass changed the model but reports no site (Pass developer: record each change)"
+            return
+        record.status = "applied"
+        if self.options.verify == "off":
+            return
+        reason = self._gates(step, sites, candidate, record)
+        if reason:
+            record.status, record.reason = "rolled-back", reason
+
+    def _gates(self, step: Pass, sites: Iterable[Site], candidate: Model, record: PassReport) -> str:
+        """Runs the gates, cheapest first; returns why the first one failed, or an empty string."""
+        record.structure = check_structure(self.current, candidate)
+        if record.structure.status == "failed":
+            return f"structure: {record.structure.reason}"
+        if not step.changes_interface:
+            record.interface = check_interface(self.current, candidate)
+            if record.interface.status == "failed":
+                return f"interface: {record.interface.reason}"
+        if self.gate is None:
+            if self.options.target == "cpu":
+                added = {name for site in sites for name in site.added}
+                record.kernels = check_kernels(candidate, added, self.worker)
+                if record.kernels.status == "failed":
+                    return f"kernels: {record.kernels.problems[0]}"
+            return ""
+        record.parity = self.gate.check(candidate, step.exactness)
+        if record.parity.status == "failed":
+            return f"parity: {record.parity.reason}"
+        self.gate.keep(step.exactness)
+        self.last_parity = record.parity
+        return ""
+
+    def _reproduce(self, step: Pass, index: int, record: PassReport) -> None:
+        if self.options.reproducers is None:
+            return
+        folder = self.options.reproducers / f"{index:02d}-{step.name}"
+        sets = self.gate.input_sets if self.gate is not None else ()
+        env = environment(self.options.plugins)
+        try:
+            write_reproducer(folder, self.current, step, sets, record, env, self.options.target, self.options.verify)
+            record.reproducer = str(folder)
+        except RewrightError as error:
+            record.notes.append(f"no reproducer was written: {error}")
+
+    def _finish(self) -> RunResult:
+        """The last gates, on the result as a whole."""
+        mutation, reason = None, ""
+        rolled_back = [record.name for record in self.records if record.status in ("failed", "rolled-back")]
+        verdict: Verdict = "unverified"
+        if self.gate is None:
+            reason = f"parity was not asked for (verify: {self.options.verify})"
+            reason = self._loads() or reason
+        else:
+            if self.last_parity is None:
+                self.last_parity = self.gate.check(self.current, "exact")
+            if self.options.verify == "strict" and self.last_parity.status == "passed":
+                self.last_parity = self._under_ort_optimizations()
+            if self.last_parity.status == "passed":
+                mutation = self_test(self.original, self.gate)
+                if mutation.status == "failed" and not mutation.noticed:
+                    reason = mutation.reason
+                else:
+                    verdict = "passed-with-rollbacks" if rolled_back else "passed"
+            elif self.last_parity.status == "failed":
+                verdict, reason = "failed", self.last_parity.reason
+            else:
+                reason = f"parity {'could not be run' if self.last_parity.status == 'not-run' else 'is vacuous'}: {self.last_parity.reason}"
+        report = self._report(verdict, reason)
+        report.mutation = mutation
+        return RunResult(self.current, report)
+
+    def _loads(self) -> str:
+        """Whether ONNX Runtime loads the result; only asked where parity has not shown it already."""
+        if self.options.verify == "off" or self.current is self.original or self.options.target != "cpu":
+            return ""
+        try:
+            self.worker.load(self.current)
+        except SessionError as error:
+            try:
+                self.worker.load(self.original)
+            except SessionError:
+                return "ONNX Runtime loads neither the original nor the result: " + first_line(error.message)
+            return "ONNX Runtime does not load the result: " + first_line(error.message)
+        return ""
+
+    def _under_ort_optimizations(self) -> ParityEvidence:
+        gate = ParityGate(
+            self.original,
+            self.gate.input_sets if self.gate is not None else None,
+            self.worker,
+            candidate_optimization="ORT_ENABLE_ALL",
+        )
+        return gate.check(self.current, "reassociating")
+
+    def _report(self, verdict: Verdict, reason: str) -> Report:
+        before, after = self.original, self.current
+        return Report(
+            verdict=verdict,
+            reason=reason,
+            model=ModelReport(
+                path=str(before.path) if before.path is not None else None,
+                nodes_before=before.node_count(),
+                nodes_after=after.node_count(),
+                ops_before=before.op_counts(),
+                ops_after=after.op_counts(),
+                bytes_before=before.nbytes(),
+                bytes_after=after.nbytes(),
+            ),
+            chain=self.chain_text,
+            target=self.options.target,
+            verify=self.options.verify,
+            environment=environment(self.options.plugins),
+            passes=self.records,
+            parity=self.last_parity,
+            warnings=list(self.options.warnings),
+            seconds=time.perf_counter() - self.started,
+            rss_peak=rss_peak(),
+        )
+
+
+def _site(site: Site, kept: bool) -> SiteReport:
+    return SiteReport(
+        id=site.id,
+        status="kept" if kept else "rolled-back",
+        graph=site.graph,
+        removed=list(site.removed),
+        added=list(site.added),
+        ops_removed=list(site.ops_removed),
+        ops_added=list(site.ops_added),
+    )
+
+
+def rss_peak() -> int:
+    """The process's largest resident set so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
