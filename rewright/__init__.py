@@ -50,6 +50,8 @@ __all__ = [*_HOMES, "__version__", "verify"]
 
 def __getattr__(name: str) -> Any:
     # Loaded when first used: the worker process imports this package and needs none of it.
+    if name == "verify":
+        return import_module("rewright.verify")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'rewright' has no attribute '{name}'")

@@ -16,7 +16,7 @@ from rewright.verify.comparison import OutputEvidence, QuantizationBudget, compa
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, make_fallback_sets, make_input_sets
 from rewright.verify.padding import without_padding
 from rewright.verify.process import Optimization, SessionError, SessionRun, SessionWorker, SetResult, first_line
-from rewright.verify.tolerance import ORDER, least_exact, tolerance_for
+from rewright.verify.tolerance import ORDER, Tolerance, is_floating, least_exact, tolerance_for
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -72,6 +72,7 @@ class ParityGate:
         lower: replaces ops that this machine has no kernel for by their meaning in standard ops, before a model is run.
         budget: what quantizing passes may lose.
         candidate_optimization: onnxruntime's own optimizations on the candidate; they are off for the original.
+        tolerance: takes the place of the table of tolerances, for floating-point outputs.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class ParityGate:
         lower: Callable[[Model], Model] | None = None,
         budget: QuantizationBudget | None = None,
         candidate_optimization: Optimization = "ORT_DISABLE_ALL",
+        tolerance: Tolerance | None = None,
     ) -> None:
         self.reference = reference
         self.worker = worker
         self.lower = lower
         self.budget = budget or QuantizationBudget()
         self.candidate_optimization = candidate_optimization
+        self.tolerance = tolerance
         self.kept: list[Exactness] = []
         if input_sets is None:
             self._wanted = make_input_sets(reference, seed, count)
@@ -191,6 +194,8 @@ class ParityGate:
         if name in self._measured().jittering:
             exactness = least_exact([exactness, "reassociating"])
         tolerance = tolerance_for(reference.dtype, exactness)
+        if self.tolerance is not None and is_floating(reference.dtype):
+            tolerance = self.tolerance
         budget = self.budget if exactness == "quantizing" else None
         judged = compare(name, reference, got[name], tolerance, budget)
         if not judged.equal and exactness != "exact" and reference.shape == got[name].shape:
@@ -221,7 +226,7 @@ class ParityGate:
             if found.sets:
                 repeated = run.results[-1:]
                 if found.sets[0] is not self._wanted[0]:
-                    repeated = self._run(self.reference, found.sets[:1]).results
+                    repeated = self._run(self.reference, [found.sets[0], found.sets[0]]).results[1:]
                 _expose_nondeterminism(found, repeated[0].outputs)
         except SessionError as error:
             found.failure = f"the original cannot be run: {first_line(error.message)}"
