@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,7 +136,7 @@ class _Loader:
             self.manager.check_pending()
             if not self.manager.get_hookcallers(plugin):
                 raise PluginError(
-                    f"Module {getattr(value, '__name__', value)} has no function that implements a rewright hook.",
+                    f"module {getattr(value, '__name__', value)} has no function that implements a rewright hook.",
                     "Plugin developer: define rewright_passes and mark it with @rewright.hookimpl,"
                     " or let the entry point name a pass class or a list of them (module:ATTRIBUTE).",
                 )
@@ -190,6 +191,12 @@ def _checked_pass(value: object) -> type[Pass]:
         raise PluginError(
             f"Plugin developer: {value!r} is not a pass.",
             "A plugin offers subclasses of rewright.Pass, or functions decorated with @rewright.graph_pass.",
+        )
+    if inspect.isabstract(value):
+        missing = ", ".join(sorted(value.__abstractmethods__))
+        raise PluginError(
+            f"Plugin developer: the pass class {value.__module__}.{value.__qualname__} is not finished.",
+            f"It must define {missing}.",
         )
     if not value.name:
         raise PluginError(

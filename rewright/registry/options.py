@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from rewright.model.errors import UsageError
@@ -66,18 +67,22 @@ def chosen_options(configured: Pass) -> dict[str, Value]:
     Raises:
         UsageError: a value has no plain form (pass developers: declare options of plain types).
     """
-    options: dict[str, Value] = {}
-    for option, field in configured.option_fields().items():
-        value = getattr(configured, option)
-        if field.is_required() or value != field.get_default(call_default_factory=True, validated_data={}):
-            options[option] = _plain(value, f"pass {configured.name}: option {option}")
-    return options
+    return _chosen(configured, configured.option_fields(), f"pass {configured.name}: option ")
 
 
 def with_options(configured: Pass, options: Mapping[str, object]) -> Pass:
     """The same pass with some options set anew; those that were set before stay set."""
     kept = {option: getattr(configured, option) for option in configured.model_fields_set}
     return configure(type(configured), {**kept, **options})
+
+
+def _chosen(model: BaseModel, fields: Mapping[str, FieldInfo], place: str) -> dict[str, Value]:
+    chosen: dict[str, Value] = {}
+    for name, field in fields.items():
+        value = getattr(model, name)
+        if field.is_required() or value != field.get_default(call_default_factory=True, validated_data={}):
+            chosen[name] = _plain(value, f"{place}{name}")
+    return chosen
 
 
 def _plain(value: object, place: str) -> Value:
@@ -88,7 +93,7 @@ def _plain(value: object, place: str) -> Value:
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, BaseModel):
-        return {name: _plain(item, place) for name, item in value}
+        return _chosen(value, type(value).model_fields, f"{place}.")
     if isinstance(value, Mapping):
         return {_plain_key(key, place): _plain(item, place) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):

@@ -68,7 +68,7 @@ def refuse_cycle(passes: Sequence[Pass]) -> None:
     cycle = walk[walk.index(walk[-1]) :][::-1]
     wishes = dict.fromkeys(stuck[later].wish for later in cycle[1:])
     raise UsageError(
-        f"No order suits these passes: {' -> '.join(passes[index].name for index in cycle)} ({'; '.join(wishes)}).",
+        f"no order suits these passes: {' -> '.join(passes[index].name for index in cycle)} ({'; '.join(wishes)}).",
         "Leave one of them out of the chain, or run them in two runs.",
     )
 
@@ -104,7 +104,7 @@ def with_required(passes: Sequence[Pass], pass_class: Callable[[str], type[Pass]
             if wanted in open_names:
                 circle = [*open_names[open_names.index(wanted) :], wanted]
                 raise UsageError(
-                    f"Passes require each other: {' -> '.join(circle)}.",
+                    f"passes require each other: {' -> '.join(circle)}.",
                     "Pass developer: one of these `requires` must go.",
                 )
             notes.append(f"{wanted} was inserted, because {current.name} requires it")

@@ -1,0 +1,14 @@
+from rewright.passes.pattern_pass import PatternPass
+
+
+class DoubleNegation(PatternPass):
+    """Neg(Neg(x)) -> Identity(x)."""
+
+    name = "acme-double-negation"
+    before = ("identity-elimination",)
+
+    def pattern(self, op, x):
+        return op.Neg(op.Neg(x))
+
+    def rewrite(self, op, x):
+        return op.Identity(x)
