@@ -17,7 +17,8 @@ import numpy as np
 from rewright.model.carrier import Model
 from rewright.model.errors import ModelError, UsageError
 from rewright.passes.contract import Pass
-from rewright.registry.chain import Chain
+from rewright.registry.grammar import format_pass
+from rewright.registry.options import chosen_options
 from rewright.report.model import EnvironmentReport, PassReport
 from rewright.verify.inputs import InputSet
 
@@ -55,7 +56,7 @@ def write_reproducer(
     try:
         (folder / "inputs").mkdir(parents=True)
         model.save(folder / "before.onnx")
-        (folder / "chain.txt").write_text(Chain([step]).text + "\n")
+        (folder / "chain.txt").write_text(format_pass(step.name, chosen_options(step)) + "\n")
         for number, input_set in enumerate(input_sets):
             np.savez(folder / "inputs" / f"{number}.npz", **dict(input_set.arrays))
         (folder / "COMMAND").write_text(f"rewright reproduce {folder}\n")
