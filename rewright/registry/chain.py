@@ -26,7 +26,7 @@ class Chain(Sequence[Pass]):
         text: the canonical text: levels expanded, only options that differ from their defaults.
         warnings: ordering wishes that the given order does not grant.
         inserted: what was inserted, and why.
-        catalog: where names were looked up.
+        catalog: where names were looked up: the one given, the one of a chain that is the source, or the default one.
     """
 
     def __init__(self, source: str | Iterable[str | Pass] = (), *, catalog: Catalog | None = None) -> None:
@@ -37,7 +37,9 @@ class Chain(Sequence[Pass]):
                 chain contradict each other's ordering constraints. Errors in text show the place.
             PluginError: a name likely belongs to a plugin that failed to load.
         """
-        self.catalog = catalog if catalog is not None else default_catalog()
+        if catalog is None:
+            catalog = source.catalog if isinstance(source, Chain) else default_catalog()
+        self.catalog = catalog
         resolver = _Resolver(self.catalog)
         parts = [source] if isinstance(source, (str, Pass)) else list(source)
         passes = [step for part in parts for step in resolver.resolve(part)]

@@ -27,6 +27,23 @@ except RewrightError as error:
     print(type(error).__name__, error)
 """
 
+FIRE = """
+import json
+from onnx.parser import parse_model
+from rewright.model.load import load
+from rewright.passes.session import PassSession
+from rewright.registry.catalog import Catalog
+
+TEXT = '<ir_version: 8, opset_import: ["":17]> g (float[2] x) => (float[2] y) {a=Neg(x) b=Neg(a) c=Relu(b) d=Relu(c) y=Erf(d)}'
+catalog, fired = Catalog.load(), {}
+for name in ("acme-double-negation", "acme-relu-once", "acme-wrong-gelu"):
+    session = PassSession(catalog.get(name)(), load(parse_model(TEXT)))
+    session.current.apply(session)
+    session.editor.finish()
+    fired[name] = [len(session.sites), [node.op_type for node in session.view.to_model().proto.graph.node]]
+print(json.dumps(fired))
+"""
+
 
 @pytest.fixture
 def state(plugin_site, run_python):
@@ -50,6 +67,16 @@ def test_an_installed_plugin_is_found_with_its_distribution_and_version(state):
     assert found["plugins"]["acme-wrong"] == ["acme-rewright", "1.2.0", "loaded", "", ["acme-wrong-gelu"]]
     assert {"constant-folding", "acme-double-negation", "acme-relu-once", "acme-wrong-gelu"} <= set(found["passes"])
     assert found["levels"]["acme"] == "O1, acme-double-negation, acme-relu-once"
+
+
+def test_the_passes_of_an_installed_plugin_fire(plugin_site, run_python):
+    done = run_python(plugin_site("acme-rewright"), "-c", FIRE)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "acme-double-negation": [1, ["Identity", "Relu", "Relu", "Erf"]],
+        "acme-relu-once": [1, ["Neg", "Neg", "Relu", "Erf"]],
+        "acme-wrong-gelu": [1, ["Neg", "Neg", "Relu", "Relu", "Tanh"]],
+    }
 
 
 def test_a_broken_plugin_is_recorded_and_the_others_still_load(state):

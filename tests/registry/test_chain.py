@@ -127,6 +127,8 @@ def test_a_chain_is_made_of_texts_passes_and_chains(catalog):
     assert [step.name for step in chain] == ["fold", "gelu", "bias-gelu", "clean"]
     assert len(chain) == 4
     assert chain[1] == gelu(approximate="tanh")
+    assert Chain(chain) == chain
+    assert Chain(chain).catalog is catalog
     assert Chain(chain[:2], catalog=catalog).text == "fold, gelu{approximate=tanh}"
     assert chain != first
     assert chain != chain.text

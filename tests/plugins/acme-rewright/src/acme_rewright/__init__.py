@@ -1,6 +1,6 @@
 """The plugin module: its hooks name the passes and a level. The pass that is wrong has an entry point of its own."""
 
-from rewright.registry.hookspecs import hookimpl
+from rewright import hookimpl
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-from rewright.passes.graph_pass import graph_pass
+from rewright import graph_pass
 
 
 @graph_pass("acme-relu-once")

@@ -1,4 +1,4 @@
-from rewright.passes.pattern_pass import PatternPass
+from rewright import PatternPass
 
 
 class WrongGelu(PatternPass):

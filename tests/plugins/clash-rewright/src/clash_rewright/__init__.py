@@ -1,6 +1,6 @@
 """A plugin whose entry point is a plain list of passes; the name of its only one belongs to acme-rewright."""
 
-from rewright.passes.graph_pass import graph_pass
+from rewright import graph_pass
 
 
 @graph_pass("acme-double-negation")
