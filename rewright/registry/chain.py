@@ -39,7 +39,7 @@ class Chain(Sequence[Pass]):
         """
         if catalog is None:
             catalog = source.catalog if isinstance(source, Chain) else default_catalog()
-        self.catalog = catalog
+        self.catalog: Catalog = catalog
         resolver = _Resolver(self.catalog)
         parts = [source] if isinstance(source, (str, Pass)) else list(source)
         passes = [step for part in parts for step in resolver.resolve(part)]
@@ -175,7 +175,7 @@ class _Resolver:
     """Turns the parts of a chain into configured passes."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
+        self.catalog: Catalog = catalog
         self.open_levels: list[str] = []
 
     def resolve(self, part: Any) -> Sequence[Pass]:
