@@ -111,6 +111,8 @@ def merge(evidences: Iterable[OutputEvidence]) -> OutputEvidence:
     worst.sqnr_db = _smallest(evidence.sqnr_db for evidence in ranked)
     worst.cosine = _smallest(evidence.cosine for evidence in ranked)
     worst.top1 = _smallest(evidence.top1 for evidence in ranked)
+    # A set that passed may still carry a note, such as positions that were left out.
+    worst.message = worst.message or next((evidence.message for evidence in ranked if evidence.message), "")
     if any(not evidence.vacuous for evidence in ranked):
         worst.vacuous = ""
     return worst

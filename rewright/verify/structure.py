@@ -209,7 +209,7 @@ def _run_checker(proto: ModelProto) -> list[str]:
     try:
         onnx.checker.check_model(copy)
     except (onnx.checker.ValidationError, ValueError) as error:
-        return [f"{_CHECKER}{str(error).strip()}"]
+        return [_CHECKER + " ".join(str(error).split())]
     return []
 
 
