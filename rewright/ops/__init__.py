@@ -1,1 +1,3 @@
 """Op contracts: what each fused op means, and where it runs."""
+
+from rewright.ops import microsoft as microsoft

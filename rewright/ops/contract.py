@@ -9,7 +9,9 @@ from typing import Any
 from onnx import FunctionProto, NodeProto
 
 Body = Callable[[NodeProto, int, int], FunctionProto]
-"""(node, opset of the standard domain, elem type of the first input) -> the op's meaning for that node."""
+"""(node, opset of the standard domain, elem type of the first input) -> the op's meaning for that node.
+
+The function's inputs and outputs are those that the node gives; an optional one that it omits is not among them."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""Rewrites fused ops into calls of model-local functions that hold their meaning in standard ops.
+
+The verifier runs a model that was made for another target this way: an op without a kernel here is run through the body in
+its contract.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper
+
+from rewright.model.carrier import Model, all_graphs
+from rewright.ops.contract import CONTRACTS, OpContract
+from rewright.ops.targets import unsupported
+
+LOWERED_DOMAIN = "rewright.lowered"
+"""The domain of the functions; each specialisation has a name of its own."""
+
+
+def lower(model: Model, target: str = "cpu", every: bool = False) -> Model:
+    """The same computation without the contract ops that ``target`` cannot run; ``model`` itself if there are none.
+
+    Nodes of the graph and of its bodies are rewritten, each for its own attributes, optional inputs and element type.
+    Left alone are nodes whose element type neither the model states nor onnx infers, and nodes inside model-local functions,
+    whose values have no types.
+
+    Args:
+        model: any model.
+        target: where the result is going to run.
+        every: also lowers the ops that the target has a kernel for.
+    """
+    proto = model.proto
+    if not any(_contract(node) for graph in all_graphs(proto) for node in graph.node):
+        return model
+    lowering = _Lowering(proto, target, every)
+    lowered = ModelProto()
+    lowered.CopyFrom(proto)
+    for graph in all_graphs(lowered):
+        lowering.graph(graph)
+    if not lowering.functions:
+        return model
+    lowered.functions.extend(lowering.functions.values())
+    lowered.opset_import.append(helper.make_opsetid(LOWERED_DOMAIN, 1))
+    return model.with_proto(lowered)
+
+
+class _Lowering:
+    def __init__(self, proto: ModelProto, target: str, every: bool) -> None:
+        self._types = _element_types(proto)
+        self._opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+        self._target = target
+        self._every = every
+        self.functions: dict[bytes, FunctionProto] = {}
+
+    def graph(self, graph: GraphProto) -> None:
+        """Rewrites the nodes of one graph in place."""
+        for node in graph.node:
+            contract = _contract(node)
+            elem_type = self._types.get(node.input[0], 0) if contract and node.input else 0
+            if contract is not None and elem_type and self._wanted(node, elem_type):
+                self._call(node, contract, elem_type)
+
+    def _wanted(self, node: NodeProto, elem_type: int) -> bool:
+        dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+        return self._every or unsupported(node.domain, node.op_type, dtype, self._target) is not None
+
+    def _call(self, node: NodeProto, contract: OpContract, elem_type: int) -> None:
+        body = contract.body(node, self._opset, elem_type)
+        key = body.SerializeToString(deterministic=True)
+        function = self.functions.get(key)
+        if function is None:
+            body.domain, body.name = LOWERED_DOMAIN, f"{contract.op}_{len(self.functions)}"
+            function = self.functions[key] = body
+        given = [name for name in node.input if name], [name for name in node.output if name]
+        del node.attribute[:], node.input[:], node.output[:]
+        node.input.extend(given[0])
+        node.output.extend(given[1])
+        node.domain, node.op_type = function.domain, function.name
+
+
+def _contract(node: NodeProto) -> OpContract | None:
+    return CONTRACTS.get(f"{node.domain}::{node.op_type}") if node.domain else None
+
+
+def _element_types(proto: ModelProto) -> dict[str, int]:
+    """Element types by value name, as far as they are stated or onnx infers them; a contract op keeps its first input's."""
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    types: dict[str, int] = {}
+    for graph in all_graphs(inferred):
+        types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            if value.type.tensor_type.elem_type:
+                types[value.name] = value.type.tensor_type.elem_type
+    for graph in all_graphs(inferred):
+        for node in graph.node:
+            if _contract(node) and node.output and node.input and node.input[0] in types:
+                types.setdefault(node.output[0], types[node.input[0]])
+    return types
