@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from onnx.parser import parse_model
 
-from rewright.model.carrier import Model
+from rewright.model.carrier import Model, stubs
 from rewright.model.load import load
 from rewright.passes.contract import Pass
 from rewright.passes.session import PassSession
@@ -29,7 +29,8 @@ def run_pass(current: Pass, source: Any, target: Any = "cpu") -> tuple[PassSessi
     session = PassSession(current, as_model(source), target)
     current.apply(session)
     after = session.result or session.view.to_model()
-    if all(name.startswith("ai.onnx::") for name in after.op_counts()):
+    # The checker looks for the stubs' files in the working directory, and knows no contrib ops.
+    if all(name.startswith("ai.onnx::") for name in after.op_counts()) and not any(stubs(after.proto)):
         onnx.checker.check_model(after.proto)
     return session, after
 
