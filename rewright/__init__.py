@@ -8,17 +8,38 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rewright.api import Chain, explain, optimize, reproduce
-    from rewright.model.carrier import Model
-    from rewright.model.errors import ModelError, PassError, PluginError, RewrightError, UsageError
-    from rewright.model.load import load
-    from rewright.passes.contract import Pass
-    from rewright.passes.graph_pass import GraphPass, ModelPass, graph_pass
-    from rewright.passes.pattern_pass import Match, PatternPass
-    from rewright.registry.catalog import Catalog
-    from rewright.registry.hookspecs import hookimpl
-    from rewright.report.model import Report
-    from rewright.run import GateError, RunResult
+    from rewright.api import Chain as Chain
+    from rewright.api import explain as explain
+    from rewright.api import optimize as optimize
+    from rewright.api import reproduce as reproduce
+    from rewright.model.carrier import Model as Model
+    from rewright.model.errors import (
+        ModelError as ModelError,
+    )
+    from rewright.model.errors import (
+        PassError as PassError,
+    )
+    from rewright.model.errors import (
+        PluginError as PluginError,
+    )
+    from rewright.model.errors import (
+        RewrightError as RewrightError,
+    )
+    from rewright.model.errors import (
+        UsageError as UsageError,
+    )
+    from rewright.model.load import load as load
+    from rewright.passes.contract import Pass as Pass
+    from rewright.passes.graph_pass import GraphPass as GraphPass
+    from rewright.passes.graph_pass import ModelPass as ModelPass
+    from rewright.passes.graph_pass import graph_pass as graph_pass
+    from rewright.passes.pattern_pass import Match as Match
+    from rewright.passes.pattern_pass import PatternPass as PatternPass
+    from rewright.registry.catalog import Catalog as Catalog
+    from rewright.registry.hookspecs import hookimpl as hookimpl
+    from rewright.report.model import Report as Report
+    from rewright.run import GateError as GateError
+    from rewright.run import RunResult as RunResult
 
 _HOMES = {
     "Catalog": "rewright.registry.catalog",
@@ -45,7 +66,32 @@ _HOMES = {
     "reproduce": "rewright.api",
 }
 
-__all__ = [*_HOMES, "__version__", "verify"]
+__all__ = [
+    "Catalog",
+    "Chain",
+    "GateError",
+    "GraphPass",
+    "Match",
+    "Model",
+    "ModelError",
+    "ModelPass",
+    "Pass",
+    "PassError",
+    "PatternPass",
+    "PluginError",
+    "Report",
+    "RewrightError",
+    "RunResult",
+    "UsageError",
+    "__version__",
+    "explain",
+    "graph_pass",
+    "hookimpl",
+    "load",
+    "optimize",
+    "reproduce",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -125,7 +125,7 @@ def optimize(
         ModelError, UsageError, PluginError, GateError: see ``Chain.run``.
     """
     _check_choice("backend", backend, get_args(Backend))
-    made = Chain(list(chain)) if isinstance(chain, registry_chain.Chain) else Chain(chain) if chain is not None else Chain.at_level(level)
+    made = Chain.at_level(level) if chain is None else Chain(chain)
     if backend != "standalone":
         made, _ = made.with_backend(backend)
     target_path = None if output is None else Path(output)
@@ -148,7 +148,7 @@ def optimize(
 
 def explain(model: Source, *, chain: str | registry_chain.Chain = "O2", target: Target = "cpu") -> Report:
     """Where the passes of a chain fire on a model, and why not elsewhere: a report without verification, nothing is written."""
-    made = Chain(list(chain)) if isinstance(chain, registry_chain.Chain) else Chain(chain)
+    made = Chain(chain)
     return made.run(model, target=target, verify="off").report
 
 

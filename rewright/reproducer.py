@@ -1,7 +1,7 @@
 """Reproducer folders: everything that is needed to see a failure again, and to see that it is mended.
 
-``before.onnx`` (the model before the failing pass), ``chain.txt`` (that pass alone), ``inputs/*.npz``, ``failure.json`` (versions,
-the gate's evidence) and ``COMMAND`` (one line).
+A folder holds ``before.onnx`` (the model before the failing pass), ``chain.txt`` (that pass alone), ``inputs/*.npz``, ``failure.json``
+(versions and the gate's evidence) and ``COMMAND`` (one line).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write_reproducer(
         model.save(folder / "before.onnx")
         (folder / "chain.txt").write_text(format_pass(step.name, chosen_options(step)) + "\n")
         for number, input_set in enumerate(input_sets):
-            np.savez(folder / "inputs" / f"{number}.npz", **dict(input_set.arrays))
+            np.savez(folder / "inputs" / f"{number}.npz", allow_pickle=False, **input_set.arrays)
         (folder / "COMMAND").write_text(f"rewright reproduce {folder}\n")
         failure = {
             "reproducer": 1,

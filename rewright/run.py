@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rewright.model.carrier import Model
-from rewright.model.errors import RewrightError
+from rewright.model.errors import RewrightError, UsageError
 from rewright.model.view import View
 from rewright.ops.lowering import lower
 from rewright.passes.contract import Pass, Site, Target
@@ -28,7 +28,7 @@ from rewright.report.model import (
     Verdict,
 )
 from rewright.reproducer import write_reproducer
-from rewright.verify.inputs import InputSet
+from rewright.verify.inputs import DEFAULT_COUNT, InputSet
 from rewright.verify.interface import check_interface
 from rewright.verify.kernels import check_kernels
 from rewright.verify.mutation import self_test
@@ -120,20 +120,23 @@ class _Run:
         self.started = time.perf_counter()
         self.current = self.original
         self.view: View | None = None
+        self.no_parity = f"parity was not asked for (verify: {self.options.verify})"
         self.gate = self._parity_gate() if self.options.verify in ("model", "strict") else None
-        self.loads = True
         self.last_parity: ParityEvidence | None = None
 
-    def _parity_gate(self) -> ParityGate:
-        strict = self.options.verify == "strict"
-        return ParityGate(
-            self.original,
-            self.options.input_sets,
-            self.worker,
-            seed=self.options.seed,
-            lower=None if self.options.target == "cpu" else lower,
-            **({"count": _STRICT_INPUT_SETS} if strict else {}),
-        )
+    def _parity_gate(self) -> ParityGate | None:
+        try:
+            return ParityGate(
+                self.original,
+                self.options.input_sets,
+                self.worker,
+                seed=self.options.seed,
+                lower=None if self.options.target == "cpu" else lower,
+                count=_STRICT_INPUT_SETS if self.options.verify == "strict" else DEFAULT_COUNT,
+            )
+        except UsageError as error:  # no inputs can be made for this model; the caller's own were checked before
+            self.no_parity = f"parity could not be run: {error}"
+            return None
 
     def run(self) -> RunResult:
         for index, step in enumerate(self.passes):
@@ -255,8 +258,7 @@ class _Run:
         rolled_back = [record.name for record in self.records if record.status in ("failed", "rolled-back")]
         verdict: Verdict = "unverified"
         if self.gate is None:
-            reason = f"parity was not asked for (verify: {self.options.verify})"
-            reason = self._loads() or reason
+            reason = self._loads() or self.no_parity
         else:
             if self.last_parity is None:
                 self.last_parity = self.gate.check(self.current, "exact")
@@ -271,7 +273,8 @@ class _Run:
             elif self.last_parity.status == "failed":
                 verdict, reason = "failed", self.last_parity.reason
             else:
-                reason = f"parity {'could not be run' if self.last_parity.status == 'not-run' else 'is vacuous'}: {self.last_parity.reason}"
+                what = "could not be run" if self.last_parity.status == "not-run" else "is vacuous"
+                reason = f"parity {what}: {self.last_parity.reason}"
         report = self._report(verdict, reason)
         report.mutation = mutation
         return RunResult(self.current, report)

@@ -1,8 +1,8 @@
-"""From the editing view back to a skeleton. Untouched nodes, initializers and value infos are the very messages that were read."""
+"""From the editing view back to a skeleton. What was not touched is exported as the very message that was read."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -222,8 +222,10 @@ class _Exporter:
         if isinstance(value, Opaque):
             return value.proto
         if isinstance(value, gs.Node.AttributeRef):
-            kinds = {v: k for k, v in _REFERENCE_TYPES.items()}
-            return AttributeProto(name=name, ref_attr_name=value.name, type=kinds.get(value.type, AttributeProto.UNDEFINED))
+            reference = AttributeProto(name=name, ref_attr_name=value.name)
+            kind = next((number for number, held in _REFERENCE_TYPES.items() if held is value.type), AttributeProto.UNDEFINED)
+            reference.type = cast(Any, kind)
+            return reference
         if isinstance(value, gs.Constant):
             tensor = value._values.tensor if isinstance(value._values, WeightRef) else self._inline(value)
             return AttributeProto(name=name, type=AttributeProto.TENSOR, t=tensor)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import replace
+from types import new_class
+from typing import Any, ClassVar, cast
 
 import onnx_graphsurgeon as gs
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness, Pass
-from rewright.passes.session import PassSession
+from rewright.passes.session import PassSession, label
 
 
 class GraphPass(Pass):
@@ -61,8 +63,7 @@ def graph_pass(
             "before": before,
             "function": staticmethod(function),
         }
-        made: type[Pass] = type(FunctionPass)(function.__name__, (FunctionPass,), namespace)
-        return made
+        return cast(type[Pass], new_class(function.__name__, (FunctionPass,), {}, lambda made: made.update(namespace)))
 
     return make
 
@@ -73,16 +74,41 @@ class FunctionPass(Pass):
     function: ClassVar[Any]
 
     def apply(self, session: PassSession) -> None:
-        """Runs the function on each graph and records the difference of its node lists as one site a graph."""
+        """Runs the function on each graph and records what differs afterwards as one site a graph."""
         session.ensure_facts()
         for graph in list(session.view.graphs()):
+            nodes, values = _signatures(graph), _values(graph)
             before = {id(node): node for node in graph.nodes}
             type(self).function(graph)
             after = {id(node): node for node in graph.nodes}
             removed = [node for key, node in before.items() if key not in after]
             added = [node for key, node in after.items() if key not in before]
+            now = _signatures(graph)
+            changed = [node for key, node in after.items() if key in before and now[key] != nodes[key]]
             for node in removed:
                 node.alive = False
-            if removed or added:
-                session.record(graph, removed, added)
+            if removed or added or changed or _values(graph) != values:
+                site = session.record(graph, [*removed, *changed], added)
+                session.sites[-1] = replace(site, added=(*site.added, *map(label, changed)))
         session.view.facts_stale = True
+
+
+def _signatures(graph: gs.Graph) -> dict[int, tuple[Any, ...]]:
+    """What a node list says, so that rewired nodes and changed attributes are noticed."""
+    return {
+        id(node): (
+            node.op,
+            node.name,
+            node.domain,
+            tuple(map(id, node.inputs)),
+            tuple(map(id, node.outputs)),
+            getattr(node, "attributes_changed", bool)() and tuple(sorted((k, repr(v)) for k, v in node.attrs.items())),
+        )
+        for node in graph.nodes
+    }
+
+
+def _values(graph: gs.Graph) -> dict[int, int]:
+    """Which array each constant of the graph holds."""
+    constants = [tensor for node in graph.nodes for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    return {id(tensor): id(tensor._values) for tensor in constants}

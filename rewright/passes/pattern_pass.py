@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from rewright.model.errors import PassError
 from rewright.model.names import scope_of
@@ -90,20 +89,31 @@ class PatternPass(Pass):
     tuple, the values after the first may be used elsewhere too, and ``rewrite`` returns a tuple that replaces them.
 
     ``anchors`` are op types: each such node that no site consumed is reported with the reason.
+
+    ``backwards`` tries the candidates from the last node to the first. Use it where the pattern's last steps are optional, so
+    that the longest form is found before the shorter one inside it.
     """
 
     anchors: ClassVar[tuple[str, ...]] = ()
+    backwards: ClassVar[bool] = False
 
-    @abstractmethod
-    def pattern(self, op: Any) -> Any:
-        """The computation to look for."""
+    if TYPE_CHECKING:
+        # Subclasses choose the parameters; this is the signature that type checkers let any other override.
+        def pattern(self, *args: Any, **kwargs: Any) -> Any: ...
+        def check(self, *args: Any, **kwargs: Any) -> None: ...
+        def rewrite(self, *args: Any, **kwargs: Any) -> Any: ...
+    else:
 
-    def check(self, match: Match) -> None:
-        """Refuses matches that do not qualify; by default none."""
+        def pattern(self, op):
+            """The computation to look for."""
+            raise PassError(f"the pass '{self.name}' has no pattern.", "Pass developer: define pattern(self, op, ...).")
 
-    @abstractmethod
-    def rewrite(self, op: Any) -> Any:
-        """The replacement."""
+        def check(self):
+            """Refuses matches that do not qualify; by default none."""
+
+        def rewrite(self, op):
+            """The replacement."""
+            raise PassError(f"the pass '{self.name}' has no rewrite.", "Pass developer: define rewrite(self, op, ...).")
 
     def apply(self, session: PassSession) -> None:
         session.ensure_facts()
@@ -113,6 +123,11 @@ class PatternPass(Pass):
             session.editor.finish()
             if not fired:
                 break
+        else:
+            raise PassError(
+                f"the pass '{self.name}' still fires after {_MOST_SWEEPS} sweeps over the model.",
+                "Pass developer: what rewrite makes fits its own pattern; refuse it in check.",
+            )
         engine.report()
 
 
@@ -132,7 +147,8 @@ class _Engine:
         fired = 0
         self._misses.clear()
         for graph in list(self._session.view.graphs()):
-            for node in [node for node in graph.nodes if node.op in self._roots]:
+            candidates = [node for node in graph.nodes if node.op in self._roots]
+            for node in reversed(candidates) if self._pass.backwards else candidates:
                 if getattr(node, "alive", True) and self._try(graph, node):
                     fired += 1
         return fired

@@ -129,7 +129,7 @@ class Product(Pattern):
 
 
 class Tracer:
-    """``op`` in a pattern function. ``op.Name(inputs...)`` is a node of that op; the methods below are the rest of the language."""
+    """``op`` in a pattern function. ``op.Name(inputs...)`` is a node of that op; the methods are the rest of the language."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):

@@ -54,17 +54,15 @@ class Value:
     def dtype(self) -> np.dtype[Any] | None:
         """The element type."""
         found = facts.dtype_of(self.tensor)
-        if found is None and (value := self.value) is not None:
-            return value.dtype
-        return found
+        value = self.value if found is None else None
+        return found if value is None else np.dtype(value.dtype)
 
     @property
     def shape(self) -> tuple[facts.Dim, ...] | None:
         """Dimensions as int, symbol or None."""
         found = facts.shape_of(self.tensor)
-        if found is None and self.is_constant and (value := self.value) is not None:
-            return value.shape
-        return found
+        value = self.value if found is None else None
+        return found if value is None else tuple(value.shape)
 
     @property
     def rank(self) -> int | None:
