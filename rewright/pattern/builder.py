@@ -18,7 +18,8 @@ class Builder:
     """Makes nodes that are registered with their inputs but not yet in any graph.
 
     ``op.Name(x, y, None, domain="com.microsoft", epsilon=1e-5)`` returns the first output as a Value; ``outputs=3`` returns a
-    tuple. None is an omitted input; an attribute that is None is left out.
+    tuple, as does ``outputs=(True, False, True)``, which omits the second output (its Value has the name ""). None is an
+    omitted input; an attribute that is None is left out.
     """
 
     def __init__(self, names: Names, scope: str, opset: int) -> None:
@@ -34,16 +35,17 @@ class Builder:
 
     def _make(self, op: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         domain = options.pop("domain", "")
-        count = options.pop("outputs", 1)
+        outputs = options.pop("outputs", 1)
+        given = outputs if isinstance(outputs, tuple) else (True,) * outputs
         name = options.pop("name", None) or self._names.fresh(f"{self._scope}/{op}" if self._scope else op)
-        made = [make_variable(self._names.fresh(f"{name}_output_{index}")) for index in range(count)]
+        made = [make_variable(self._names.fresh(f"{name}_output_{index}") if kept else "") for index, kept in enumerate(given)]
         node = make_node(op, name, domain, [self._input(op, item) for item in inputs], made)
         node.attrs = {key: value for key, value in options.items() if value is not None}
         self.nodes.append(node)
         if not domain:
             facts.infer_outputs(node, self._opset)
         values = tuple(Value(tensor) for tensor in made)
-        return values[0] if count == 1 else values
+        return values[0] if outputs == 1 else values
 
     def _input(self, op: str, item: Any) -> Any:
         if item is None:

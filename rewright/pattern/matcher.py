@@ -193,13 +193,15 @@ class Attempt:
 
     def _product(self, pattern: Product, tensor: Any) -> Iterator[None]:
         for leaves, coefficient, nodes, dtype in self._frontiers(tensor, len(pattern.factors)):
-            if not close(coefficient, pattern.coefficient, dtype, pattern.rel_tol):
-                if len(nodes) > 1:
-                    self._fail(f"the product's constant factor is {coefficient:g}, not {pattern.coefficient:g}", nodes[0])
-                continue
+            # The number is judged last, so that a product with the right factors and a wrong number is told from any other.
+            is_close = close(coefficient, pattern.coefficient, dtype, pattern.rel_tol)
             self.nodes.extend((node, None) for node in nodes)
             for order in permutations(leaves):
-                yield from self._each(pattern.factors, list(order), 0)
+                for _ in self._each(pattern.factors, list(order), 0):
+                    if is_close:
+                        yield
+                    elif nodes:
+                        self._fail(f"the product's constant factor is {coefficient:g}, not {pattern.coefficient:g}", nodes[0])
             del self.nodes[len(self.nodes) - len(nodes) :]
 
     def _frontiers(self, tensor: Any, count: int) -> Iterator[tuple[list[Any], float, list[Any], np.dtype[Any] | None]]:
