@@ -63,7 +63,8 @@ def test_functions_are_specialised_by_attributes_and_optional_inputs():
     model = load(
         parser.parse_model(
             """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
-            g (float[2, 3, 4] x, float[4] g, float[4] b) => (float[2, 3, 4] y, float[2, 3, 4] z, float[2, 3, 4] w, float[2, 3, 4] s) {
+            g (float[2, 3, 4] x, float[4] g, float[4] b)
+                => (float[2, 3, 4] y, float[2, 3, 4] z, float[2, 3, 4] w, float[2, 3, 4] s) {
                 y = com.microsoft.SkipLayerNormalization<epsilon = 1e-5>(x, x, g)
                 z = com.microsoft.SkipLayerNormalization<epsilon = 1e-3>(x, x, g)
                 w, m, v, s = com.microsoft.SkipLayerNormalization<epsilon = 1e-5>(x, x, g, , b)
