@@ -10,10 +10,11 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from rewright.model.carrier import Model
-from rewright.model.elements import Constant, Opaque, WeightRef, normal_domain
+from rewright.model.elements import Constant, Opaque, WeightRef, normal_domain, same_attribute
 from rewright.model.errors import PassError
+from rewright.model.graph import state_of, walk_bodies
 from rewright.model.order import node_has_bodies, stable_order
-from rewright.model.view import View
+from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING, View
 from rewright.model.weights import STUB_THRESHOLD, Slice, WeightFiles, make_stub, slice_of
 
 
@@ -28,47 +29,41 @@ class _Exporter:
         self._files: WeightFiles = view.model.files
 
     def model(self) -> Model:
-        source = self._view.model.proto
         proto = ModelProto()
-        for descriptor, value in source.ListFields():
-            if descriptor.name in ("graph", "functions"):
-                continue
-            if hasattr(value, "extend"):
-                getattr(proto, descriptor.name).extend(value)
-            else:
-                setattr(proto, descriptor.name, value)
-        self._graph_into(self._view.graph, proto.graph, set())
+        proto.CopyFrom(self._view.model.proto)  # unknown fields included
+        for name in ("graph", "functions"):
+            proto.ClearField(name)
+        graph = self._view.graph
+        for name in ("producer_name", "producer_version", "ir_version"):
+            value = getattr(graph, name)
+            if value is not None and value != getattr(proto, name):
+                setattr(proto, name, value)
+        self._graph_into(graph, proto.graph, set())
         for function in self._view.functions:
             proto.functions.append(self._function(function))
-        self._import_domains(proto)
+        used = {normal_domain(node.domain) for graph in self._view.graphs() for node in graph.nodes}
+        _import_domains(proto, graph.import_domains, self._view.opsets, used)
         return self._view.model.with_proto(proto)
 
-    def _import_domains(self, proto: ModelProto) -> None:
-        """Imports every domain that a node uses; a new one at the version that the view was told, else 1."""
-        imported = {normal_domain(entry.domain) for entry in proto.opset_import}
-        for entry in proto.opset_import:
-            wanted = self._view.opsets.get(normal_domain(entry.domain), entry.version)
-            if wanted != entry.version:
-                entry.version = wanted
-        used = {normal_domain(node.domain) for graph in self._view.graphs() for node in graph.nodes}
-        for domain in sorted(used - imported):
-            proto.opset_import.add(domain=domain, version=self._view.opsets.get(domain) or 1)
-
     def _graph_into(self, graph: Any, proto: GraphProto, outer: set[str]) -> None:
-        source: GraphProto | None = graph.state.proto
+        state = state_of(graph)
+        source: GraphProto | None = state.proto
         graph.nodes = stable_order(graph.nodes)
-        names = outer | graph.state.initializers.keys()
-        extra = self._new_constants(graph, names)
-        proto.node.extend(self._nodes(graph, names | extra.keys()))
-        proto.name = graph.name or ""
         if source is not None:
-            for descriptor, value in source.ListFields():
-                if descriptor.name in _PLAIN_GRAPH_FIELDS:
-                    getattr(proto, descriptor.name).extend(value)
-                elif descriptor.name == "doc_string":
-                    proto.doc_string = value
-        elif graph.doc_string:
-            proto.doc_string = graph.doc_string
+            proto.CopyFrom(source)  # unknown fields included
+            for name in _REBUILT_GRAPH_FIELDS:
+                proto.ClearField(name)
+        names = outer | {constant.name for constant in state.initializers.values()}
+        extra = self._new_constants(graph, names)
+        if self._view.graph.ir_version and self._view.graph.ir_version < FIRST_IR_WITH_OPTIONAL_INPUT_LISTING:
+            # Initializers would have to be listed among the inputs, which would change the signature.
+            proto.node.extend(self._constant_nodes(extra))
+            names, extra = names | extra.keys(), {}
+        proto.node.extend(self._nodes(graph, names | extra.keys()))
+        if graph.name or (source is not None and source.HasField("name")):
+            proto.name = graph.name or ""
+        if (graph.doc_string or "") != proto.doc_string:
+            proto.doc_string = graph.doc_string or ""
         self._initializers(graph, proto, extra)
         self._signature(graph, proto, source)
         self._value_info(graph, proto, source)
@@ -89,46 +84,24 @@ class _Exporter:
         return found
 
     def _initializers(self, graph: Any, proto: GraphProto, extra: dict[str, Constant]) -> None:
-        source: GraphProto | None = graph.state.proto
-        held = graph.state.initializers
+        state = state_of(graph)
+        source: GraphProto | None = state.proto
+        held = {name: constant for name, constant in state.initializers.items() if isinstance(constant, gs.Constant)}
         done: set[str] = set()
         for tensor in source.initializer if source is not None else ():
             name = tensor.name
             constant = held.get(name)
             if constant is None:
-                if name in graph.state.input_defaults:
+                if name in state.input_defaults and name not in state.initializers:
                     proto.initializer.append(tensor)
                     done.add(name)
                 continue
-            proto.initializer.append(self._tensor(constant))
+            proto.initializer.append(tensor_proto(constant, self._files))
             done.add(name)
         for name, constant in (*held.items(), *extra.items()):
             if name not in done:
-                proto.initializer.append(self._tensor(constant))
+                proto.initializer.append(tensor_proto(constant, self._files))
                 done.add(name)
-
-    def _tensor(self, constant: Any) -> TensorProto:
-        held = constant._values
-        if isinstance(held, WeightRef):
-            if held.tensor.name == constant.name:
-                return held.tensor
-            renamed = TensorProto()
-            renamed.CopyFrom(held.tensor)
-            renamed.name = constant.name
-            return renamed
-        if isinstance(held, gs.ir.tensor.LazyValues):
-            return held.tensor  # type: ignore[no-any-return]
-        cached: tuple[Any, TensorProto] | None = getattr(constant, "_exported", None)
-        if cached is None or cached[0] is not held or cached[1].name != constant.name:
-            cached = (held, self._encoded(constant.name, held))
-            constant._exported = cached
-        return cached[1]
-
-    def _encoded(self, name: str, values: np.ndarray[Any, Any]) -> TensorProto:
-        tensor: TensorProto = onnx.numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
-        if len(tensor.raw_data) < STUB_THRESHOLD:
-            return tensor
-        return make_stub(tensor, self._files.spill(tensor.raw_data))
 
     def _signature(self, graph: Any, proto: GraphProto, source: GraphProto | None) -> None:
         """Inputs and outputs: the source's own entries wherever the name is still there."""
@@ -136,21 +109,32 @@ class _Exporter:
         listed = {tensor.name for tensor in graph.inputs}
         if source is not None:
             # Before IR 4 initializers are listed among the inputs; the view keeps those as constants.
-            kept = listed | (graph.state.input_defaults.keys() & graph.state.initializers.keys())
-            proto.input.extend(value for value in source.input if value.name in kept)
+            state = state_of(graph)
+            kept = state.input_defaults.keys() & state.initializers.keys()
+            tensors = {tensor.name: tensor for tensor in graph.inputs}
+            for value in source.input:
+                if value.name in kept:
+                    proto.input.append(value)
+                elif value.name in listed:
+                    tensor = tensors[value.name]
+                    proto.input.append(value if _agrees(tensor, value, declared=True) else _value_info(tensor))
         present = {value.name for value in proto.input}
         proto.input.extend(_value_info(tensor) for tensor in graph.inputs if tensor.name not in present)
         for tensor in graph.outputs:
-            proto.output.append(sources.get(tensor.name) or _value_info(tensor))
+            value = sources.get(tensor.name)
+            proto.output.append(value if value is not None and _agrees(tensor, value) else _value_info(tensor))
 
     def _value_info(self, graph: Any, proto: GraphProto, source: GraphProto | None) -> None:
         """Keeps the source's entries for values that still exist; adds what is known about outputs of non-standard ops,
         which onnx's shape inference cannot find again."""
-        produced = {tensor.name for node in graph.nodes for tensor in node.outputs}
         present: set[str] = set()
         if source is not None and source.value_info:
-            kept = [value for value in source.value_info if value.name in produced or value.name in graph.state.initializers]
-            proto.value_info.extend(kept)
+            tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+            tensors |= state_of(graph).initializers
+            kept = [value for value in source.value_info if value.name in tensors]
+            proto.value_info.extend(
+                value if _agrees(tensors[value.name], value) else _value_info(tensors[value.name]) for value in kept
+            )
             present = {value.name for value in kept}
         outputs = {tensor.name for tensor in graph.outputs}
         for node in graph.nodes:
@@ -167,7 +151,7 @@ class _Exporter:
         function.nodes = stable_order(function.nodes)
         extra = self._new_constants(function, set())
         for name, constant in extra.items():  # functions have no initializers
-            tensor = self._tensor(constant)
+            tensor = tensor_proto(constant, self._files)
             node = proto.node.add(op_type="Constant", output=[name], name=name)
             node.attribute.append(AttributeProto(name="value", type=AttributeProto.TENSOR, t=tensor))
         proto.node.extend(self._nodes(function, set(extra)))
@@ -183,7 +167,8 @@ class _Exporter:
         has_bodies = node_has_bodies(node)
         if source is not None and not has_bodies and not getattr(node, "metadata", None):
             same_io = inputs == list(source.input) and outputs == list(source.output)
-            if same_io and node.op == source.op_type and node.name == source.name and not node.attributes_changed():
+            same_op = node.op == source.op_type and (node.domain or "") == source.domain
+            if same_io and same_op and (node.name or "") == source.name and not node.attributes_changed():
                 return source
         proto = NodeProto()
         if source is not None:
@@ -194,9 +179,9 @@ class _Exporter:
         proto.output.extend(outputs)
         proto.op_type = node.op
         if node.name or (source is not None and source.HasField("name")):
-            proto.name = node.name
-        if node.domain:
-            proto.domain = node.domain
+            proto.name = node.name or ""
+        if (node.domain or "") != proto.domain:
+            proto.domain = node.domain or ""
         if source is None or has_bodies or node.attributes_changed():
             del proto.attribute[:]
             self._attributes(node, source, proto, outer)
@@ -208,17 +193,20 @@ class _Exporter:
         originals = {attribute.name: attribute for attribute in source.attribute} if source is not None else {}
         pristine = getattr(node, "_pristine", None) or {}
         for name, value in node.attrs.items():
-            if isinstance(value, gs.Graph):
-                attribute = proto.attribute.add(name=name, type=AttributeProto.GRAPH)
-                if name in originals and originals[name].doc_string:
-                    attribute.doc_string = originals[name].doc_string
-                self._graph_into(value, attribute.g, outer)
-            elif name in originals and name in pristine and _equal(value, pristine[name]):
-                proto.attribute.append(originals[name])
+            original = originals.get(name)
+            if isinstance(value, gs.Graph) or (isinstance(value, list) and value and isinstance(value[0], gs.Graph)):
+                attribute = proto.attribute.add(name=name)
+                if original is not None and original.doc_string:
+                    attribute.doc_string = original.doc_string
+                attribute.type = AttributeProto.GRAPHS if isinstance(value, list) else AttributeProto.GRAPH
+                for body in value if isinstance(value, list) else (value,):
+                    self._graph_into(body, attribute.graphs.add() if isinstance(value, list) else attribute.g, outer)
+            elif original is not None and name in pristine and same_attribute(value, pristine[name]):
+                proto.attribute.append(original)
             else:
-                proto.attribute.append(self._attribute(name, value, node))
+                proto.attribute.append(self._attribute(name, value, node, original))
 
-    def _attribute(self, name: str, value: Any, node: Any) -> AttributeProto:
+    def _attribute(self, name: str, value: Any, node: Any, original: AttributeProto | None = None) -> AttributeProto:
         if isinstance(value, Opaque):
             return value.proto
         if isinstance(value, gs.Node.AttributeRef):
@@ -235,8 +223,11 @@ class _Exporter:
             value = int(value)
         elif isinstance(value, np.floating):
             value = float(value)
+        elif isinstance(value, (type, np.dtype)):  # as in Cast(to=np.float32)
+            value = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value))
         try:
-            return onnx.helper.make_attribute(name, value)
+            kind = original.type if original is not None and value == [] else None
+            return onnx.helper.make_attribute(name, value, attr_type=kind)
         except (TypeError, ValueError) as error:
             raise PassError(
                 f"attribute '{name}' of node '{node.name or node.op}' has the value {value!r}, which ONNX cannot hold.",
@@ -248,9 +239,9 @@ class _Exporter:
         return tensor
 
 
-_PLAIN_GRAPH_FIELDS = ("sparse_initializer", "quantization_annotation", "metadata_props")
+_REBUILT_GRAPH_FIELDS = ("node", "initializer", "input", "output", "value_info")
 
-_REFERENCE_TYPES: dict[int, Any] = {
+_REFERENCE_TYPES: dict[AttributeProto.AttributeType, Any] = {
     AttributeProto.INT: int,
     AttributeProto.FLOAT: float,
     AttributeProto.STRING: str,
@@ -258,8 +249,49 @@ _REFERENCE_TYPES: dict[int, Any] = {
 }
 
 
-def _equal(left: Any, right: Any) -> bool:
-    return left is right or (isinstance(left, (int, float, str, bytes, list)) and bool(left == right))
+def _import_domains(proto: ModelProto | FunctionProto, listed: Any, opsets: dict[str, int], used: set[str]) -> None:
+    """Imports every domain that a node uses, and what a pass asked for: a new one at the version it gave, else 1."""
+    read = {normal_domain(entry.domain): entry.version for entry in proto.opset_import}
+    asked = {normal_domain(entry.domain): entry.version for entry in listed or ()}
+    wanted = {domain: version for domain, version in asked.items() if read.get(domain) != version}
+    for entry in proto.opset_import:
+        domain = normal_domain(entry.domain)
+        version = wanted.get(domain, opsets.get(domain, entry.version))
+        if version != entry.version:
+            entry.version = version
+    for domain in sorted((used | wanted.keys()) - read.keys()):
+        proto.opset_import.add(domain=domain, version=wanted.get(domain) or opsets.get(domain) or 1)
+
+
+def _agrees(tensor: Any, value: ValueInfoProto, declared: bool = False) -> bool:
+    """Whether the tensor's facts are those of ``value``, or what inference made of them.
+
+    ``declared`` is for inputs, where nothing is inferred: any difference then was made by a pass.
+    """
+    if tensor.dtype is None or not value.type.HasField("tensor_type"):
+        return True
+    kind = value.type.tensor_type
+    if kind.elem_type and kind.elem_type != onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)):
+        return False
+    if tensor.shape is None or not kind.HasField("shape"):
+        return not (declared and (tensor.shape is None) == kind.HasField("shape"))
+    if len(tensor.shape) != len(kind.shape.dim):
+        return False
+    for dim, read in zip(tensor.shape, kind.shape.dim, strict=True):
+        known = read.dim_value if read.HasField("dim_value") else read.dim_param or None
+        if dim != known and (declared or isinstance(known, int) or (isinstance(known, str) and isinstance(dim, str))):
+            return False
+    return True
+
+
+def _as_exported(constant: Any) -> np.ndarray[Any, Any]:
+    """The values in the type that graphsurgeon's ``export_dtype`` asks for, else their own."""
+    values: np.ndarray[Any, Any] = constant._values
+    wanted = getattr(constant, "_export_dtype", None)
+    if wanted is None:
+        return values
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(wanted) if isinstance(wanted, int) else np.dtype(wanted)
+    return values.astype(dtype, copy=False)
 
 
 def _value_info(tensor: Any) -> ValueInfoProto:
@@ -277,6 +309,35 @@ def _value_info(tensor: Any) -> ValueInfoProto:
             elif isinstance(dim, str) and not dim.startswith("unk__"):
                 entry.dim_param = dim
     return value
+
+
+def tensor_proto(constant: Any, files: WeightFiles) -> TensorProto:
+    """The constant as a tensor of that name: the very message that was read if nothing changed, a stub where it is large.
+
+    Made once for each array: large arrays go to the spill file of ``files``.
+    """
+    held = constant._values
+    if isinstance(held, WeightRef):
+        if held.tensor.name == constant.name:
+            return held.tensor
+        renamed = TensorProto()
+        renamed.CopyFrom(held.tensor)
+        renamed.name = constant.name
+        return renamed
+    if isinstance(held, gs.ir.tensor.LazyValues):
+        return held.tensor  # type: ignore[no-any-return]
+    cached: tuple[Any, TensorProto] | None = getattr(constant, "_exported", None)
+    if cached is None or cached[0] is not held or cached[1].name != constant.name:
+        cached = (held, _encoded(constant.name, held, files))
+        constant._exported = cached
+    return cached[1]
+
+
+def _encoded(name: str, values: np.ndarray[Any, Any], files: WeightFiles) -> TensorProto:
+    tensor: TensorProto = onnx.numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+    if len(tensor.raw_data) < STUB_THRESHOLD:
+        return tensor
+    return make_stub(tensor, files.spill(tensor.raw_data))
 
 
 def weight_slice(constant: Any) -> Slice | None:
