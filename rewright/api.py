@@ -14,7 +14,7 @@ from rewright.model.errors import UsageError
 from rewright.model.load import load
 from rewright.passes.contract import Backend, Target
 from rewright.registry import chain as registry_chain
-from rewright.registry.catalog import Catalog, did_you_mean
+from rewright.registry.catalog import Catalog, default_catalog, did_you_mean
 from rewright.report.model import Report
 from rewright.reproducer import Reproducer, read_reproducer
 from rewright.run import (
@@ -89,9 +89,18 @@ class Chain(registry_chain.Chain):
 
     @classmethod
     def at_level(cls, level: str, *, catalog: Catalog | None = None) -> Self:
-        """The chain of a level, "O2"; also "2" or 2."""
+        """The chain of a level, "O2"; also "2" or 2.
+
+        Raises:
+            UsageError: there is no such level.
+        """
+        catalog = catalog if catalog is not None else default_catalog()
         name = str(level)
-        return cls(name if name.startswith("O") else f"O{name}", catalog=catalog)
+        for spelling in (name, f"O{name}", name.upper()):
+            if spelling in catalog.levels:
+                return cls(spelling, catalog=catalog)
+        near = did_you_mean(name, catalog.levels)
+        raise UsageError(f"there is no level '{name}'.", f"{near} The levels are {', '.join(catalog.levels)}.".lstrip())
 
 
 def optimize(
@@ -125,7 +134,7 @@ def optimize(
         ModelError, UsageError, PluginError, GateError: see ``Chain.run``.
     """
     _check_choice("backend", backend, get_args(Backend))
-    made = Chain.at_level(level) if chain is None else Chain(chain)
+    made = Chain.at_level(level) if chain is None else _runnable(chain)
     if backend != "standalone":
         made, _ = made.with_backend(backend)
     target_path = None if output is None else Path(output)
@@ -148,8 +157,7 @@ def optimize(
 
 def explain(model: Source, *, chain: str | registry_chain.Chain = "O2", target: Target = "cpu") -> Report:
     """Where the passes of a chain fire on a model, and why not elsewhere: a report without verification, nothing is written."""
-    made = Chain(chain)
-    return made.run(model, target=target, verify="off").report
+    return _runnable(chain).run(model, target=target, verify="off").report
 
 
 def reproduce(folder: str | PathLike[str], *, catalog: Catalog | None = None) -> tuple[Reproducer, RunResult]:
@@ -169,6 +177,10 @@ def reproduce(folder: str | PathLike[str], *, catalog: Catalog | None = None) ->
         inputs=found.inputs,
     )
     return found, result
+
+
+def _runnable(chain: str | registry_chain.Chain) -> Chain:
+    return chain if isinstance(chain, Chain) else Chain(chain)
 
 
 def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:

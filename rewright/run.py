@@ -258,7 +258,8 @@ class _Run:
         rolled_back = [record.name for record in self.records if record.status in ("failed", "rolled-back")]
         verdict: Verdict = "unverified"
         if self.gate is None:
-            reason = self._loads() or self.no_parity
+            problem = self._load_problem()
+            verdict, reason = ("failed", problem) if problem else ("unverified", self.no_parity)
         else:
             if self.last_parity is None:
                 self.last_parity = self.gate.check(self.current, "exact")
@@ -279,8 +280,8 @@ class _Run:
         report.mutation = mutation
         return RunResult(self.current, report)
 
-    def _loads(self) -> str:
-        """Whether ONNX Runtime loads the result; only asked where parity has not shown it already."""
+    def _load_problem(self) -> str:
+        """Why ONNX Runtime does not load the result although it loads the original, or an empty string."""
         if self.options.verify == "off" or self.current is self.original or self.options.target != "cpu":
             return ""
         try:
@@ -289,7 +290,7 @@ class _Run:
             try:
                 self.worker.load(self.original)
             except SessionError:
-                return "ONNX Runtime loads neither the original nor the result: " + first_line(error.message)
+                return ""
             return "ONNX Runtime does not load the result: " + first_line(error.message)
         return ""
 
