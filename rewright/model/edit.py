@@ -7,8 +7,9 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from rewright.model.elements import make_node, normal_domain
+from rewright.model.elements import drop, make_node, normal_domain
 from rewright.model.facts import producer
+from rewright.model.graph import state_of
 from rewright.model.order import node_has_bodies
 from rewright.model.view import View
 
@@ -121,7 +122,7 @@ class Editor:
         """
         for consumer in self.consumers(old):
             _replace_input(consumer, old, new)
-            drop(old.outputs, consumer)
+        list.clear(old.outputs)
         if not self.is_graph_output(old):
             return []
         for tensor_producer in list(old.inputs):
@@ -136,9 +137,7 @@ class Editor:
         for graph in self._touched.values():
             nodes: list[Any] = []
             for node in graph.nodes:
-                nodes.extend(n for n in self._placed.get(id(node), ()) if n.alive)
-                if getattr(node, "alive", True):
-                    nodes.append(node)
+                self._expand(node, nodes)
             graph.nodes = nodes
         orphans: set[int] = set()
         for tensor in self._dirty.values():
@@ -148,20 +147,24 @@ class Editor:
                 orphans.add(id(tensor))
         if orphans:
             for graph in self.view.graphs():
-                held = graph.state.initializers
+                held = state_of(graph).initializers
                 for name in [name for name, constant in held.items() if id(constant) in orphans]:
                     del held[name]
         self._placed.clear()
         self._touched.clear()
         self._dirty.clear()
 
-
-def drop(items: Any, wanted: Any) -> None:
-    """Removes one occurrence of ``wanted`` from a graphsurgeon list, by identity, from the end, without touching the other side."""
-    for index in range(len(items) - 1, -1, -1):
-        if items[index] is wanted:
-            list.pop(items, index)
-            return
+    def _expand(self, node: Any, nodes: list[Any]) -> None:
+        """Appends the node, if it is alive, and before it what was placed there; placed nodes may carry others in turn."""
+        pending = [(node, False)]
+        while pending:
+            current, placed_done = pending.pop()
+            before = () if placed_done else self._placed.get(id(current), ())
+            if before:
+                pending.append((current, True))
+                pending.extend((item, False) for item in reversed(before))
+            elif getattr(current, "alive", True):
+                nodes.append(current)
 
 
 def _replace_input(node: Any, old: Any, new: Any) -> None:

@@ -7,8 +7,9 @@ constant keeps its reference to the file until somebody assigns other values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -16,7 +17,57 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, NodeProto, TensorProto
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
-from rewright.model.weights import WeightFiles
+from rewright.model.errors import ModelError
+from rewright.model.weights import WeightFiles, is_stub
+
+_MOST_ELEMENTS_KEPT = 1024
+
+
+class Links(SynchronizedList):  # type: ignore[misc]
+    """A graphsurgeon list that finds its counterparts by identity and from both ends.
+
+    graphsurgeon's own searches with deep equality from the front: killing the consumers of a shared constant in reverse
+    order then costs the square of their number.
+    """
+
+    def _remove_from_elem(self, elem: Any) -> None:
+        drop(getattr(elem, self.field_name), self.parent_obj)
+
+    def remove(self, item: Any) -> None:
+        """Removes one occurrence of ``item``, here and on the other side."""
+        drop(self, item)
+        self._remove_from_elem(item)
+
+
+def drop(items: Any, wanted: Any) -> None:
+    """Removes one occurrence of ``wanted`` from a graphsurgeon list, by identity, without touching the other side.
+
+    Searches from both ends at once, so that removals in either order of the list cost O(1).
+    """
+    last = len(items) - 1
+    for index in range(last // 2 + 1):
+        if items[last - index] is wanted:
+            list.pop(items, last - index)
+            return
+        if items[index] is wanted:
+            list.pop(items, index)
+            return
+
+
+class _Identity:
+    """Equality is identity, and copies are refused where they would tear a graph apart."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be deep-copied alone; copy the graph with graph.copy().")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled; pass the model's serialized proto instead.")
 
 
 class WeightRef(gs.ir.tensor.LazyValues):  # type: ignore[misc]
@@ -25,8 +76,15 @@ class WeightRef(gs.ir.tensor.LazyValues):  # type: ignore[misc]
     def __init__(self, tensor: TensorProto, files: WeightFiles) -> None:
         self.tensor = tensor
         self.shape = tuple(tensor.dims)
-        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        try:
+            self.dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        except KeyError:
+            raise ModelError(
+                f"tensor '{tensor.name}' has the data type {tensor.data_type}, which onnx {onnx.__version__} does not know.",
+                "Install a newer onnx, or export the model again.",
+            ) from None
         self._files = files
+        self._small: np.ndarray[Any, Any] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -35,32 +93,34 @@ class WeightRef(gs.ir.tensor.LazyValues):  # type: ignore[misc]
 
     def load(self) -> np.ndarray[Any, Any]:
         """The values, read-only."""
-        return self._files.array(self.tensor)
+        if self._small is not None:
+            return self._small
+        values = self._files.array(self.tensor)
+        if values.size <= _MOST_ELEMENTS_KEPT and not is_stub(self.tensor):
+            self._small = values
+        return values
 
 
-class Variable(gs.Variable):  # type: ignore[misc]
+class Variable(_Identity, gs.Variable):  # type: ignore[misc]
     """A value that is known at run time only. ``dtype`` and ``shape`` are facts: None where unknown."""
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
 
     def copy(self) -> Variable:
         """A tensor of the same name, dtype, shape and type without producers and consumers."""
-        return Variable(self.name, self.dtype, self.shape, self.type)
+        made = make_variable(self.name)
+        made.dtype, made.shape, made.type = self.dtype, copy.copy(self.shape), self.type
+        return made
 
     def to_constant(self, values: Any, export_dtype: Any = None) -> Any:
         """Makes this tensor a Constant in place."""
-        super().to_constant(values, export_dtype=export_dtype)
-        self._export_dtype = export_dtype
+        state = self.__dict__
+        del state["dtype"], state["shape"]
+        state.update(_values=values, data_location=None, _export_dtype=export_dtype)
         self.__class__ = Constant
         return self
 
 
-class Constant(gs.Constant):  # type: ignore[misc]
+class Constant(_Identity, gs.Constant):  # type: ignore[misc]
     """A value that is known. ``values`` reads it (read-only); assign an array to change it."""
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
 
     @property
     def values(self) -> np.ndarray[Any, Any]:
@@ -81,7 +141,9 @@ class Constant(gs.Constant):  # type: ignore[misc]
 
     def copy(self) -> Constant:
         """A constant of the same name and values without consumers."""
-        return Constant(self.name, self._values, self.data_location, self._export_dtype)
+        made = make_constant(self.name, self._values)
+        made.data_location, made._export_dtype = self.data_location, self._export_dtype
+        return made
 
 
 class Opaque:
@@ -91,11 +153,8 @@ class Opaque:
         self.proto = proto
 
 
-class Node(gs.Node):  # type: ignore[misc]
+class Node(_Identity, gs.Node):  # type: ignore[misc]
     """A node of the view. Attributes are decoded when they are first asked for."""
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
 
     # Class-level defaults for nodes that graphsurgeon or a plugin constructs.
     proto: NodeProto | None = None
@@ -126,7 +185,35 @@ class Node(gs.Node):  # type: ignore[misc]
         pristine = self._pristine
         if pristine is None or held.keys() != pristine.keys():
             return True
-        return any(not _same(held[key], pristine[key]) for key in held)
+        return any(not same_attribute(held[key], pristine[key]) for key in held)
+
+    def subgraphs(self, recursive: bool = False) -> Iterator[Any]:
+        """The graphs in the node's attributes, lists of graphs included, and with ``recursive`` the bodies below them."""
+        pending: list[Any] = [self]
+        while pending:
+            for value in pending.pop().attrs.values():
+                for graph in value if isinstance(value, list) else (value,):
+                    if isinstance(graph, gs.Graph):
+                        yield graph
+                        if recursive:
+                            pending.extend(graph.nodes)
+
+    def copy(self, inputs: Any = None, outputs: Any = None, tensor_map: Any = None) -> Node:
+        """The same op with other inputs and outputs; bodies are copied, weights are shared, metadata stays."""
+        made = make_node(self.op, self.name, self.domain or "", list(inputs or ()), list(outputs or ()))
+        made.__dict__["domain"] = self.domain
+        made.proto, made.metadata, made._decoder = self.proto, self.metadata, self._decoder
+        if (held := self.__dict__.get("_attrs")) is None:
+            del made.__dict__["_attrs"]  # not decoded yet, so the copy decodes when it is asked
+            return made
+        pristine = self._pristine or {}
+        made.__dict__["_attrs"] = copied = {key: _copied(value, tensor_map) for key, value in held.items()}
+        made.__dict__["_pristine"] = {
+            key: copied[key] if key in held and held[key] is value else value for key, value in pristine.items()
+        }
+        if self.__dict__.get("has_bodies"):
+            made.__dict__["has_bodies"] = True
+        return made
 
     @property
     def domain_name(self) -> str:
@@ -134,9 +221,18 @@ class Node(gs.Node):  # type: ignore[misc]
         return normal_domain(self.domain)
 
 
-def _same(left: Any, right: Any) -> bool:
+def _copied(value: Any, tensor_map: Any) -> Any:
+    if isinstance(value, gs.Graph):
+        return value.copy(tensor_map)
+    if isinstance(value, list):
+        return [_copied(item, tensor_map) for item in value]
+    return value
+
+
+def same_attribute(left: Any, right: Any) -> bool:
+    """Whether an attribute still has the value that was read. A tensor whose values were assigned has not."""
     if left is right:
-        return True
+        return not isinstance(left, gs.Constant) or isinstance(left._values, WeightRef)
     if isinstance(left, (int, float, str, bytes, list)):
         return type(left) is type(right) and bool(left == right)
     return False
@@ -149,7 +245,7 @@ def normal_domain(domain: str | None) -> str:
 
 def synchronized(parent: Any, field: str, items: Iterable[Any]) -> Any:
     """A graphsurgeon list that is already in step with its elements."""
-    made = SynchronizedList.__new__(SynchronizedList)
+    made = Links.__new__(Links)
     made.parent_obj = parent
     made.field_name = field
     list.extend(made, items)
@@ -187,6 +283,7 @@ def make_node(op: str, name: str, domain: str, inputs: list[Any], outputs: list[
     state["op"] = op
     state["name"] = name
     state["domain"] = domain or None
+    state["_attrs"] = {}
     state["inputs"] = synchronized(made, "outputs", inputs)
     state["outputs"] = synchronized(made, "inputs", outputs)
     for tensor in inputs:

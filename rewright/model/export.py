@@ -47,7 +47,7 @@ class _Exporter:
 
     def _graph_into(self, graph: Any, proto: GraphProto, outer: set[str]) -> None:
         state = state_of(graph)
-        source: GraphProto | None = state.proto
+        source = cast("GraphProto | None", state.proto)
         graph.nodes = stable_order(graph.nodes)
         if source is not None:
             proto.CopyFrom(source)  # unknown fields included
@@ -85,7 +85,7 @@ class _Exporter:
 
     def _initializers(self, graph: Any, proto: GraphProto, extra: dict[str, Constant]) -> None:
         state = state_of(graph)
-        source: GraphProto | None = state.proto
+        source = cast("GraphProto | None", state.proto)
         held = {name: constant for name, constant in state.initializers.items() if isinstance(constant, gs.Constant)}
         done: set[str] = set()
         for tensor in source.initializer if source is not None else ():
@@ -121,8 +121,8 @@ class _Exporter:
         present = {value.name for value in proto.input}
         proto.input.extend(_value_info(tensor) for tensor in graph.inputs if tensor.name not in present)
         for tensor in graph.outputs:
-            value = sources.get(tensor.name)
-            proto.output.append(value if value is not None and _agrees(tensor, value) else _value_info(tensor))
+            read = sources.get(tensor.name)
+            proto.output.append(read if read is not None and _agrees(tensor, read) else _value_info(tensor))
 
     def _value_info(self, graph: Any, proto: GraphProto, source: GraphProto | None) -> None:
         """Keeps the source's entries for values that still exist; adds what is known about outputs of non-standard ops,
@@ -145,20 +145,37 @@ class _Exporter:
 
     def _function(self, function: Any) -> FunctionProto:
         proto = FunctionProto()
-        source = function.state.proto
-        proto.CopyFrom(source)
-        del proto.node[:]
+        state = state_of(function)
+        if state.proto is not None:
+            proto.CopyFrom(cast("FunctionProto", state.proto))
+            del proto.node[:]
+        else:
+            self._new_function(function, proto)
         function.nodes = stable_order(function.nodes)
         extra = self._new_constants(function, set())
-        for name, constant in extra.items():  # functions have no initializers
-            tensor = tensor_proto(constant, self._files)
-            node = proto.node.add(op_type="Constant", output=[name], name=name)
-            node.attribute.append(AttributeProto(name="value", type=AttributeProto.TENSOR, t=tensor))
+        proto.node.extend(self._constant_nodes(extra))  # functions have no initializers
         proto.node.extend(self._nodes(function, set(extra)))
-        imported = {normal_domain(entry.domain) for entry in proto.opset_import}
-        for domain in sorted({normal_domain(node.domain) for node in function.nodes} - imported):
-            proto.opset_import.add(domain=domain, version=self._view.opsets.get(domain) or 1)
+        used = {normal_domain(node.domain) for graph in (function, *walk_bodies(function)) for node in graph.nodes}
+        _import_domains(proto, function.import_domains, {**self._view.opsets, **(state.opsets or {})}, used)
         return proto
+
+    def _new_function(self, function: Any, proto: FunctionProto) -> None:
+        proto.name, proto.domain = function.name, function.domain or ""
+        proto.input.extend(tensor.name for tensor in function.inputs)
+        proto.output.extend(tensor.name for tensor in function.outputs)
+        proto.attribute.extend(name for name, default in function.attrs.items() if default is None)
+        for name, default in function.attrs.items():
+            if default is not None:
+                proto.attribute_proto.append(self._attribute(name, default, function))
+
+    def _constant_nodes(self, constants: dict[str, Constant]) -> list[NodeProto]:
+        made = []
+        for name, constant in constants.items():
+            node = NodeProto(op_type="Constant", output=[name], name=name)
+            tensor = tensor_proto(constant, self._files)
+            node.attribute.append(AttributeProto(name="value", type=AttributeProto.TENSOR, t=tensor))
+            made.append(node)
+        return made
 
     def _node(self, node: Any, outer: set[str]) -> NodeProto:
         source: NodeProto | None = getattr(node, "proto", None)
@@ -226,8 +243,8 @@ class _Exporter:
         elif isinstance(value, (type, np.dtype)):  # as in Cast(to=np.float32)
             value = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value))
         try:
-            kind = original.type if original is not None and value == [] else None
-            return onnx.helper.make_attribute(name, value, attr_type=kind)
+            known = original.type if original is not None and value == [] else None
+            return onnx.helper.make_attribute(name, value, attr_type=known)
         except (TypeError, ValueError) as error:
             raise PassError(
                 f"attribute '{name}' of node '{node.name or node.op}' has the value {value!r}, which ONNX cannot hold.",

@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TypeProto
 
+from rewright.model.carrier import bodies
 from rewright.model.elements import WeightRef, normal_domain
 from rewright.model.order import node_has_bodies
 from rewright.model.view import View, set_facts
@@ -27,7 +28,7 @@ def ensure(view: View) -> None:
         inferred = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
     except Exception as error:  # onnx raises several unrelated types; facts are optional
         view.facts_problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return
+        inferred = model.proto  # the exporter's own value infos are better than nothing
     _assign(view, inferred)
 
 
@@ -36,14 +37,14 @@ def _assign(view: View, inferred: ModelProto) -> None:
     while pending:
         graph, proto = pending.pop()
         types = {value.name: value.type for value in (*proto.value_info, *proto.output)}
-        for node, node_proto in zip(graph.nodes, proto.node, strict=True):
+        added = len(proto.node) - len(graph.nodes)  # Constant nodes that the export puts first
+        for node, node_proto in zip(graph.nodes, proto.node[added:], strict=True):
             for tensor in node.outputs:
                 found = types.get(tensor.name)
                 if found is not None and found.HasField("tensor_type") and isinstance(tensor, gs.Variable):
                     set_facts(tensor, found.tensor_type)
             if node_has_bodies(node):
-                protos = {item.name: item.g for item in node_proto.attribute if item.HasField("g")}
-                pending.extend((value, protos[name]) for name, value in node.attrs.items() if name in protos)
+                pending.extend(zip(node.subgraphs(), bodies(node_proto), strict=True))
 
 
 def producer(tensor: Any) -> Any | None:
@@ -74,11 +75,7 @@ def constant_of(tensor: Any) -> Array | None:
     node = producer(tensor)
     if node is None or node.op != "Constant" or normal_domain(node.domain):
         return None
-    cached: Array | None = node.__dict__.get("_constant")
-    if cached is None:
-        cached = constant_node_value(node)
-        node.__dict__["_constant"] = cached
-    return cached
+    return constant_node_value(node)
 
 
 def is_constant(tensor: Any) -> bool:

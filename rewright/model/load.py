@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, TensorProto
 
-from rewright.model.carrier import Model, all_graphs, bodies, stubs
+from rewright.model.carrier import Model, all_graphs, stubs
 from rewright.model.errors import ModelError, UsageError
 from rewright.model.weights import (
     STUB_THRESHOLD,
     WeightFiles,
+    byte_size,
     external_entries,
     is_stub,
     location_of,
@@ -46,18 +48,25 @@ def load(source: str | PathLike[str] | ModelProto | Model, folder: str | PathLik
 
 
 def _load_path(path: Path) -> Model:
-    if path.is_dir():
-        raise ModelError(f"{path} is a directory.", "Name the .onnx file in it.")
-    if not path.exists():
-        raise ModelError(f"{path} does not exist.", "Check the path.")
     path = Path(os.path.abspath(path))
     try:
+        path.as_posix().encode()
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise ModelError(f"{path} is a directory.", "Name the .onnx file in it.")
+        if not stat.S_ISREG(kind):
+            raise ModelError(f"{path} is not a regular file.", "Name an .onnx file.")
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ModelError(f"{path} is empty.", "Export the model again.")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}.", "Check the file's permissions.") from error
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist.", "Check the path.") from None
+    except UnicodeEncodeError:
+        raise ModelError(f"the path {os.fsencode(path)!r} is not UTF-8, as ONNX requires.", "Rename the file.") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelError(f"cannot read {path}: {reason}.", "Check the path and the file's permissions.") from error
     with data:
         proto = _parse(data, path)
     in_file = location_of(path)
@@ -96,13 +105,13 @@ def _confine(tensor: TensorProto, folder: Path) -> None:
     if path.is_symlink() or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ModelError(
             f"{where} is at '{location}', which is a symbolic link or leads outside the model's folder {folder}.",
-            "Put the data file itself beside the model.",
+            "Put the data file itself beside the model; a Hugging Face cache only links to it, so download to a local folder.",
         )
     if not path.is_file():
         raise ModelError(f"{where} is missing: {path} does not exist.", "Put the data file beside the model.")
     try:
         offset = int(entries.get("offset", "0"))
-        length = int(entries["length"]) if "length" in entries else _byte_size(tensor)
+        length = int(entries["length"]) if "length" in entries else byte_size(tensor)
     except ValueError as error:
         raise ModelError(f"{where} has an offset or length that is not a number.", "Save the model again.") from error
     size = path.stat().st_size
@@ -111,29 +120,15 @@ def _confine(tensor: TensorProto, folder: Path) -> None:
             f"{where} needs bytes {offset} to {offset + length} of {path}, which has only {size}.",
             "The data file is truncated or belongs to another model.",
         )
-    if length < _byte_size(tensor):
-        raise ModelError(f"{where} has {length} bytes, but its shape needs {_byte_size(tensor)}.", "Save the model again.")
+    if length != byte_size(tensor):
+        raise ModelError(f"{where} has {length} bytes, but its shape needs {byte_size(tensor)}.", "Save the model again.")
     point_to(tensor, location_of(path), offset, length)
-
-
-def _byte_size(tensor: TensorProto) -> int:
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    return -(-count * _bits(tensor.data_type) // 8)
-
-
-def _bits(data_type: int) -> int:
-    name = TensorProto.DataType.Name(data_type)
-    if name.endswith("INT4") or name.startswith("FLOAT4"):
-        return 4
-    if name.endswith("INT2"):
-        return 2
-    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
 
 
 def _load_proto(source: ModelProto, folder: Path | None) -> Model:
     """A skeleton of ``source``: everything but the large weights is copied, the weights go to a spill file."""
+    if not source.HasField("graph") or not source.ir_version or not source.opset_import:
+        raise ModelError("the ModelProto has no graph, IR version or opset import.", "Pass a complete model.")
     files = WeightFiles()
     proto = ModelProto()
     for descriptor, _ in source.ListFields():
@@ -151,7 +146,7 @@ def _load_proto(source: ModelProto, folder: Path | None) -> Model:
             _spill_body(graph, files)
     has_external_data = False
     for tensor in stubs(proto):
-        if external_entries(tensor)["location"] != location_of(files.scratch / "weights.bin"):
+        if external_entries(tensor).get("location") != location_of(files.scratch / "weights.bin"):
             if folder is None:
                 raise ModelError(
                     f"tensor '{tensor.name}' has external data, and a ModelProto does not say where.",
@@ -173,9 +168,8 @@ def _copy_field(source: object, target: object, name: str) -> None:
 
 
 def _spilled(tensor: TensorProto, files: WeightFiles) -> TensorProto:
-    if is_stub(tensor) or len(tensor.raw_data) < STUB_THRESHOLD:
-        return tensor
-    return make_stub(tensor, files.spill(tensor.raw_data))
+    data = b"" if is_stub(tensor) else tensor.raw_data
+    return make_stub(tensor, files.spill(data)) if len(data) >= STUB_THRESHOLD else tensor
 
 
 def _spill_body(graph: onnx.GraphProto, files: WeightFiles) -> None:
@@ -185,8 +179,3 @@ def _spill_body(graph: onnx.GraphProto, files: WeightFiles) -> None:
         replaced.initializer.extend(kept)
         graph.ClearField("initializer")
         graph.initializer.extend(replaced.initializer)
-
-
-def has_bodies(node: NodeProto) -> bool:
-    """Whether the node holds graphs."""
-    return bool(node.attribute) and next(bodies(node), None) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewright.model.graph import state_of
 from rewright.model.view import View
 
 
@@ -17,7 +18,7 @@ class Names:
     def _all(self) -> set[str]:
         taken: set[str] = set()
         for graph in self._view.graphs():
-            taken.update(graph.state.initializers)
+            taken.update(state_of(graph).initializers)
             taken.update(tensor.name for tensor in graph.inputs)
             for node in graph.nodes:
                 taken.add(node.name)

@@ -27,7 +27,7 @@ def node_has_bodies(node: Any) -> bool:
     proto = getattr(node, "proto", None)
     if proto is not None and "_attrs" not in node.__dict__:
         return bool(node.__dict__.get("has_bodies", False))
-    return any(hasattr(value, "nodes") for value in node.attrs.values())
+    return any(hasattr(value[0] if isinstance(value, list) and value else value, "nodes") for value in node.attrs.values())
 
 
 def is_sorted(nodes: list[Any]) -> bool:

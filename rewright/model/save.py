@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias
+from typing import Any, BinaryIO, Final, TypeAlias
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from google.protobuf.message import EncodeError
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from rewright.model import wire
 from rewright.model.carrier import Model, bodies, stubs
 from rewright.model.errors import ModelError, UsageError
-from rewright.model.weights import Slice, is_stub, point_to, slice_of
+from rewright.model.weights import Slice, is_stub, point_to, shortened, slice_of
 
 Segment: TypeAlias = bytes | Slice
 
@@ -63,6 +64,11 @@ def save(model: Model, path: str | PathLike[str], external_data: bool | None = N
     except OSError as error:
         reason = error.strerror or str(error)
         raise ModelError(f"cannot write {target}: {reason}.", "Check the folder, its permissions and the free space.") from error
+    except EncodeError as error:
+        raise ModelError(
+            f"cannot write {target}: without its weights the model is still larger than 2 GiB, which protobuf cannot hold.",
+            "Store its large tensors as raw data.",
+        ) from error
     finally:
         for leftover in (temporary, data_temporary):
             with suppress(OSError):
@@ -121,7 +127,7 @@ def _copy(weight: Slice, file: BinaryIO) -> None:
         while offset < end:
             chunk = source.read(min(_CHUNK, end - offset))
             if not chunk:
-                raise ModelError(f"the weight file {weight.path} has become shorter than its model says.")
+                raise shortened(weight)
             file.write(chunk)
             offset += len(chunk)
 
@@ -134,37 +140,55 @@ def _wrapped(number: int, segments: list[Segment]) -> list[Segment]:
     return [wire.header(number, _length(segments)), *segments]
 
 
-def _model_segments(proto: ModelProto) -> list[Segment]:
-    rest = ModelProto()
-    for descriptor, value in proto.ListFields():
-        if descriptor.name == "graph":
+def _around(message: Any, number: int, without: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """The serialized message before and after where its field ``number`` belongs, leaving out the fields ``without``.
+
+    Protobuf writes fields by number; keeping to that order makes an untouched model's file equal to its source.
+    """
+    before, after = type(message)(), type(message)()
+    after.CopyFrom(message)  # unknown fields included
+    for name in without:
+        after.ClearField(name)
+    for descriptor, value in after.ListFields():
+        if descriptor.number > number:
             continue
         if hasattr(value, "extend"):
-            getattr(rest, descriptor.name).extend(value)
+            getattr(before, descriptor.name).extend(value)
         else:
-            setattr(rest, descriptor.name, value)
-    return [rest.SerializeToString(), *_wrapped(wire.MODEL_GRAPH, _graph_segments(proto.graph))]
+            setattr(before, descriptor.name, value)
+    for descriptor, _ in before.ListFields():
+        after.ClearField(descriptor.name)
+    return before.SerializeToString(), after.SerializeToString()
+
+
+def _model_segments(proto: ModelProto) -> list[Segment]:
+    walked = any(_holds_stubs(node) for function in proto.functions for node in function.node)
+    before, after = _around(proto, wire.MODEL_GRAPH, ("graph", "functions") if walked else ("graph",))
+    segments: list[Segment] = [before, *_wrapped(wire.MODEL_GRAPH, _graph_segments(proto.graph)), after]
+    if walked:
+        for function in proto.functions:
+            segments += _wrapped(wire.MODEL_FUNCTIONS, _function_segments(function))
+    return segments
+
+
+def _function_segments(function: FunctionProto) -> list[Segment]:
+    before, after = _around(function, wire.FUNCTION_NODE, ("node",))
+    nodes = [segment for node in function.node for segment in _wrapped(wire.FUNCTION_NODE, _node_segments(node))]
+    return [before, *nodes, after]
 
 
 def _graph_segments(graph: GraphProto) -> list[Segment]:
-    """The graph with its stubs turned back into raw data; fields keep their order within each kind."""
-    rest = GraphProto()
-    walk_nodes = any(_holds_stubs(node) for node in graph.node)
-    for descriptor, value in graph.ListFields():
-        if descriptor.name == "initializer" or (descriptor.name == "node" and walk_nodes):
-            continue
-        if hasattr(value, "extend"):
-            getattr(rest, descriptor.name).extend(value)
-        else:
-            setattr(rest, descriptor.name, value)
+    """The graph with its stubs turned back into raw data."""
+    walked = any(_holds_stubs(node) for node in graph.node)
+    before, after = _around(graph, wire.GRAPH_INITIALIZER, ("initializer", "node") if walked else ("initializer",))
     segments: list[Segment] = []
-    if walk_nodes:
+    if walked:
         for node in graph.node:
             segments += _wrapped(wire.GRAPH_NODE, _node_segments(node))
-    segments.append(rest.SerializeToString())
+    segments.append(before)
     for tensor in graph.initializer:
         segments += _wrapped(wire.GRAPH_INITIALIZER, _tensor_segments(tensor))
-    return segments
+    return [*segments, after]
 
 
 def _holds_stubs(node: NodeProto) -> bool:
@@ -187,41 +211,32 @@ def _holds_stubs(node: NodeProto) -> bool:
 def _node_segments(node: NodeProto) -> list[Segment]:
     if not _holds_stubs(node):
         return [node.SerializeToString()]
-    rest = NodeProto()
-    rest.CopyFrom(node)
-    rest.ClearField("attribute")
-    segments: list[Segment] = [rest.SerializeToString()]
+    before, after = _around(node, wire.NODE_ATTRIBUTE, ("attribute",))
+    segments: list[Segment] = [before]
     for attribute in node.attribute:
         segments += _wrapped(wire.NODE_ATTRIBUTE, _attribute_segments(attribute))
-    return segments
-
-
-_ATTRIBUTE_TENSOR: Final = 5
+    return [*segments, after]
 
 
 def _attribute_segments(attribute: AttributeProto) -> list[Segment]:
-    rest = AttributeProto()
-    rest.CopyFrom(attribute)
-    segments: list[Segment] = []
     if attribute.type == AttributeProto.TENSOR:
-        rest.ClearField("t")
-        segments = _wrapped(_ATTRIBUTE_TENSOR, _tensor_segments(attribute.t))
+        number, name = wire.ATTRIBUTE_TENSOR, "t"
+        inner = _wrapped(number, _tensor_segments(attribute.t))
     elif attribute.type == AttributeProto.GRAPH:
-        rest.ClearField("g")
-        segments = _wrapped(wire.ATTRIBUTE_GRAPH, _graph_segments(attribute.g))
+        number, name = wire.ATTRIBUTE_GRAPH, "g"
+        inner = _wrapped(number, _graph_segments(attribute.g))
     elif attribute.type == AttributeProto.GRAPHS:
-        rest.ClearField("graphs")
-        for graph in attribute.graphs:
-            segments += _wrapped(wire.ATTRIBUTE_GRAPHS, _graph_segments(graph))
-    return [rest.SerializeToString(), *segments]
+        number, name = wire.ATTRIBUTE_GRAPHS, "graphs"
+        inner = [segment for graph in attribute.graphs for segment in _wrapped(number, _graph_segments(graph))]
+    else:
+        return [attribute.SerializeToString()]
+    before, after = _around(attribute, number, (name,))
+    return [before, *inner, after]
 
 
 def _tensor_segments(tensor: TensorProto) -> list[Segment]:
     if not is_stub(tensor):
         return [tensor.SerializeToString()]
     weight = slice_of(tensor)
-    rest = TensorProto()
-    rest.CopyFrom(tensor)
-    rest.ClearField("external_data")
-    rest.ClearField("data_location")
-    return [rest.SerializeToString(), wire.header(wire.TENSOR_RAW_DATA, weight.length), weight]
+    before, after = _around(tensor, wire.TENSOR_RAW_DATA, ("external_data", "data_location"))
+    return [before, wire.header(wire.TENSOR_RAW_DATA, weight.length), weight, after]

@@ -1,7 +1,8 @@
 """The editing view: a ``gs.Graph`` over a model, and the way back. The boundary loses nothing and copies no weight.
 
 Nodes that a pass does not touch are exported as the very messages that were read, so doc strings, metadata, overloads and
-unknown fields survive. What graphsurgeon's own import and export get wrong is listed, and pinned, in tests/model/test_view.py.
+unknown fields survive. What graphsurgeon's own import and export get wrong is listed, and pinned, in
+tests/model/test_graphsurgeon_traps.py.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from rewright.model.elements import (
     make_variable,
     synchronized,
 )
-from rewright.model.graph import Function, Graph, walk_bodies
+from rewright.model.graph import Function, Graph, state_of, walk_bodies
 from rewright.model.weights import WeightFiles
 
-_FIRST_IR_WITH_OPTIONAL_INPUT_LISTING = 4
+FIRST_IR_WITH_OPTIONAL_INPUT_LISTING = 4
+"""Before, every initializer is listed among the inputs."""
 
 Scope = dict[str, Any]
 
@@ -44,21 +46,23 @@ class View:
         self.opsets = {_standard(entry.domain): entry.version for entry in model.proto.opset_import}
         self.facts_stale = True
         self.facts_problem = ""
-        importer = _Importer(model)
+        importer = _Importer(model, self.opsets)
         with _collector_paused():
             self.graph: Any = importer.main()
             self.functions: list[Any] = [importer.function(function) for function in model.proto.functions]
-        self.graph._functions = self.functions
+        for graph in self.graphs():
+            graph._functions = self.functions
 
     def graphs(self) -> Iterator[Any]:
         """The main graph, every body, every function and their bodies."""
         for top in (self.graph, *self.functions):
-            yield top
-            yield from walk_bodies(top)
+            for graph in (top, *walk_bodies(top)):
+                state_of(graph)  # a body that a pass made with graphsurgeon has none yet
+                yield graph
 
     def opset_of(self, graph: Any, domain: str = "") -> int:
         """The version of ``domain`` that the nodes of ``graph`` follow; 0 if it is not imported."""
-        opsets = graph.state.opsets or self.opsets
+        opsets = state_of(graph).opsets or self.opsets
         return int(opsets.get(_standard(domain), 0))
 
     def to_model(self) -> Model:
@@ -85,8 +89,9 @@ def _standard(domain: str) -> str:
 
 
 class _Importer:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, opsets: dict[str, int]) -> None:
         self._model = model
+        self._opsets = opsets
         self._ir_version = model.proto.ir_version
         self._decoder = self._decode_plain  # bound once: a hundred thousand nodes refer to it
 
@@ -98,8 +103,8 @@ class _Importer:
         return graph
 
     def graph(self, proto: GraphProto, outer: list[Scope]) -> Any:
-        opset, domains = self._opset()
-        graph = Graph(name=proto.name, doc_string=proto.doc_string, opset=opset, import_domains=domains)
+        graph = Graph(name=proto.name, doc_string=proto.doc_string, import_domains=_copies(self._model.proto.opset_import))
+        graph.state.opsets = self._opsets
         graph.state.proto = proto
         scope: Scope = {}
         initial = {tensor.name: tensor for tensor in proto.initializer}
@@ -107,7 +112,7 @@ class _Importer:
             default = initial.get(value.name)
             if default is not None:
                 graph.state.input_defaults[value.name] = default
-                if self._ir_version < _FIRST_IR_WITH_OPTIONAL_INPUT_LISTING:
+                if self._ir_version < FIRST_IR_WITH_OPTIONAL_INPUT_LISTING:
                     continue
                 del initial[value.name]
             scope[value.name] = variable = _typed(value)
@@ -125,8 +130,11 @@ class _Importer:
 
     def function(self, proto: FunctionProto) -> Any:
         opsets = {_standard(entry.domain): entry.version for entry in proto.opset_import}
-        _, domains = self._opset()
-        function = Function(proto.name, proto.domain, opset=opsets.get("", 1), import_domains=domains)
+        attributes = dict.fromkeys(proto.attribute) | {
+            item.name: decode_attribute(item, self._model.files) for item in proto.attribute_proto
+        }
+        function = Function(proto.name, proto.domain, doc_string=proto.doc_string, attrs=attributes)
+        function.import_domains = _copies(proto.opset_import)
         function.state.opsets = opsets
         function.state.proto = proto
         scope: Scope = {}
@@ -137,16 +145,6 @@ class _Importer:
         function.outputs = [_lookup(name, scope, []) for name in proto.output]
         function.state.source_nodes = list(function.nodes)
         return function
-
-    def _opset(self) -> tuple[int, list[onnx.OperatorSetIdProto]]:
-        # Copies: graphsurgeon keeps the list it is given and appends to it on export.
-        domains = []
-        for entry in self._model.proto.opset_import:
-            copy = onnx.OperatorSetIdProto()
-            copy.CopyFrom(entry)
-            domains.append(copy)
-        version = next((entry.version for entry in domains if _standard(entry.domain) == ""), 1)
-        return version, domains
 
     def nodes(self, protos: Any, scope: Scope, outer: list[Scope]) -> list[Any]:
         for proto in protos:
@@ -186,8 +184,11 @@ class _Importer:
         return node
 
     def _attribute(self, attribute: AttributeProto, scopes: list[Scope]) -> Any:
-        if attribute.type == AttributeProto.GRAPH:
-            return self.graph(attribute.g, scopes)
+        if not attribute.ref_attr_name:
+            if attribute.type == AttributeProto.GRAPH:
+                return self.graph(attribute.g, scopes)
+            if attribute.type == AttributeProto.GRAPHS:
+                return [self.graph(graph, scopes) for graph in attribute.graphs]
         return decode_attribute(attribute, self._model.files)
 
     def _decode_plain(self, node: Node) -> dict[str, Any]:
@@ -196,6 +197,16 @@ class _Importer:
 
 
 _GRAPH_TYPES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+
+
+def _copies(imports: Any) -> list[onnx.OperatorSetIdProto]:
+    """Copies: graphsurgeon keeps the list it is given and appends to it."""
+    copies = []
+    for entry in imports:
+        copy = onnx.OperatorSetIdProto()
+        copy.CopyFrom(entry)
+        copies.append(copy)
+    return copies
 
 
 def _lookup(name: str, scope: Scope, outer: list[Scope]) -> Any:

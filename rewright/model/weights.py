@@ -6,6 +6,7 @@ session folder (``SESSION_FOLDER``) serves weights inside the source .onnx file,
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -64,7 +65,7 @@ def slice_of(tensor: TensorProto) -> Slice:
 def make_stub(source: TensorProto, weight: Slice) -> TensorProto:
     """``source`` without its data, pointing to ``weight``; name, dims, dtype, doc string and metadata stay."""
     stub = TensorProto(name=source.name, data_type=source.data_type, dims=source.dims)
-    if source.doc_string:
+    if source.HasField("doc_string"):
         stub.doc_string = source.doc_string
     stub.metadata_props.extend(source.metadata_props)
     point_to(stub, location_of(weight.path), weight.offset, weight.length)
@@ -77,6 +78,39 @@ def point_to(tensor: TensorProto, location: str, offset: int, length: int) -> No
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
     tensor.data_location = TensorProto.EXTERNAL
+
+
+def byte_size(tensor: TensorProto) -> int:
+    """The bytes that the tensor's shape and type need.
+
+    Raises:
+        ModelError: onnx does not know the type, or it has no fixed size.
+    """
+    return -(-math.prod(tensor.dims) * element_bits(tensor) // 8)
+
+
+def element_bits(tensor: TensorProto) -> int:
+    """Bits of one element as it is stored; 4 and 2 for the packed types."""
+    known = TensorProto.DataType.values()
+    name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in known else ""
+    if name in ("", "UNDEFINED", "STRING"):
+        raise ModelError(
+            f"tensor '{tensor.name}' has the data type {name or tensor.data_type}, which has no size in onnx {onnx.__version__}.",
+            "Install a newer onnx, or export the model again.",
+        )
+    if name.endswith("INT4") or name.startswith("FLOAT4"):
+        return 4
+    if name.endswith("INT2"):
+        return 2
+    return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * 8
+
+
+_FILES_CHANGED: Final = "The model's files must stay as they are while it is in use: load it again."
+
+
+def shortened(weight: Slice) -> ModelError:
+    """The error for a file that was cut short after its model was loaded."""
+    return ModelError(f"the weight file {weight.path} has become shorter than its model says.", _FILES_CHANGED)
 
 
 class WeightFiles:
@@ -107,33 +141,49 @@ class WeightFiles:
                 with open(weight.path, "rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
-                raise ModelError(f"cannot read the weight file {weight.path}: {error}.") from error
+                raise ModelError(f"cannot read the weight file {weight.path}: {error}.", _FILES_CHANGED) from error
             self._maps[weight.path] = mapped
         if len(mapped) < weight.offset + weight.length:
-            raise ModelError(f"the weight file {weight.path} has become shorter than its model says.")
+            raise shortened(weight)
         return memoryview(mapped)[weight.offset : weight.offset + weight.length]
 
     def array(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
         """The tensor's values, read-only; a map of the file for a stub, never a copy of more than sub-byte types."""
-        if not is_stub(tensor):
-            array: np.ndarray[Any, Any] = onnx.numpy_helper.to_array(tensor)
-            array.flags.writeable = False
-            return array
+        try:
+            array = self._stub_array(tensor) if is_stub(tensor) else onnx.numpy_helper.to_array(tensor)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the data of tensor '{tensor.name}' does not fit its type {tensor.data_type} and shape {list(tensor.dims)}.",
+                "The model is damaged: export it again.",
+            ) from error
+        array.flags.writeable = False
+        return array
+
+    def _stub_array(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
         data = self.bytes_of(slice_of(tensor))
+        if element_bits(tensor) < 8:
+            packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=bytes(data))
+            return onnx.numpy_helper.to_array(packed)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        count = int(np.prod(tensor.dims, dtype=np.int64))
-        if dtype.itemsize * count == len(data):
-            return np.frombuffer(data, dtype=dtype, count=count).reshape(tuple(tensor.dims))
-        packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=bytes(data))
-        return onnx.numpy_helper.to_array(packed)
+        return np.frombuffer(data, dtype=dtype).reshape(tuple(tensor.dims))
 
     def spill(self, data: Any) -> Slice:
-        """Appends ``data`` (bytes or a contiguous array) to the spill file and returns where it lies."""
-        path = self.scratch / "weights.bin"
-        with open(path, "ab") as file:
-            start = file.tell()
-            offset = -(-start // _SPILL_ALIGNMENT) * _SPILL_ALIGNMENT
-            file.write(b"\0" * (offset - start))
-            file.write(data)
-            length = file.tell() - offset
+        """Appends ``data`` (bytes or a contiguous array) to the spill file and returns where it lies.
+
+        Raises:
+            ModelError: the folder for temporary files is full or cannot be written.
+        """
+        try:
+            path = self.scratch / "weights.bin"
+            with open(path, "ab") as file:
+                start = file.tell()
+                offset = -(-start // _SPILL_ALIGNMENT) * _SPILL_ALIGNMENT
+                file.write(b"\0" * (offset - start))
+                file.write(data)
+                length = file.tell() - offset
+        except OSError as error:
+            raise ModelError(
+                f"cannot write weights to the folder for temporary files {tempfile.gettempdir()}: {error.strerror or error}.",
+                "Free space there, or name another folder in the environment variable TMPDIR.",
+            ) from error
         return Slice(path, offset, length)
