@@ -146,7 +146,7 @@ class _Run:
             if record.status in ("failed", "rolled-back") and self.options.on_failure == "raise":
                 report = self._report("failed", f"{step.name}: {record.reason}")
                 hint = f"`rewright reproduce {record.reproducer}` runs it again." if record.reproducer else ""
-                raise GateError(f"the pass '{step.name}' {record.status.replace('-', ' ')}: {record.reason}", hint, report)
+                raise GateError(f"the pass '{step.name}' failed: {record.reason}.", hint, report)
         self._progress("final checks", len(self.passes))
         return self._finish()
 

@@ -1,0 +1,79 @@
+"""`rewright verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from rewright.cli import arguments, console
+from rewright.cli.failures import DIFFERENT, DONE, UNUSABLE
+
+if TYPE_CHECKING:
+    from rewright.verify.models import ModelComparison
+
+
+def verify(
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="The model that is right.", show_default=False)],
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The model to compare with it.", show_default=False)],
+    inputs: arguments.Inputs = None,
+    rtol: Annotated[float | None, typer.Option("--rtol", help="Relative tolerance of floating-point outputs.", min=0)] = None,
+    atol: Annotated[float | None, typer.Option("--atol", help="Absolute tolerance of floating-point outputs.", min=0)] = None,
+    seed: arguments.Seed = 0,
+    as_json: arguments.AsJson = False,
+    quiet: arguments.Quiet = False,
+) -> int:
+    """Compares two models: inputs and outputs, then the numbers. Exit status 0 equal, 1 different, 2 not comparable."""
+    from rewright.verify.models import verify as compare
+
+    with console.progress(not quiet):
+        comparison = compare(reference, candidate, inputs=inputs, rtol=rtol, atol=atol, seed=seed)
+    if as_json:
+        console.write(comparison.model_dump_json(indent=2))
+    elif not quiet:
+        _show(comparison)
+    if comparison.equal:
+        return DONE
+    if comparison.interface.status == "passed" and comparison.parity.status in ("not-run", "vacuous"):
+        what = "the models cannot be compared" if comparison.parity.status == "not-run" else "the comparison proves nothing"
+        console.error(f"{what}: {comparison.reason}.", "Give inputs that the reference runs on by --inputs.")
+        return UNUSABLE
+    hint = "--rtol and --atol set what counts as equal; the report names the smallest rtol that passes."
+    if comparison.interface.status == "failed":
+        hint = "Models that are compared take the same inputs and give the same outputs."
+    console.error(f"the models differ: {comparison.reason}.", hint)
+    return DIFFERENT
+
+
+def _show(comparison: ModelComparison) -> None:
+    from rewright.report import wording
+
+    screen = console.output()
+    for problem in comparison.interface.problems:
+        screen.print(Text("interface: ", "red").append(wording.printable(problem), "default"))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("output", overflow="fold")
+    table.add_column("shape", overflow="fold")
+    for heading in ("max error", "rtol needed", "rtol", "atol"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for output in comparison.parity.outputs:
+        state = Text("agrees", "green") if output.equal else Text("differs", "bold red")
+        if output.vacuous:
+            state = Text(output.vacuous, "yellow")
+        table.add_row(
+            Text(wording.printable(output.name)),
+            f"{output.dtype} {'x'.join(map(str, output.shape))}",
+            *map(wording.figure, (output.max_abs, output.needed_rtol, output.rtol, output.atol)),
+            state,
+        )
+    if comparison.parity.outputs:
+        screen.print(table)
+    sets = wording.input_sets_sentence(comparison.parity)
+    if sets:
+        screen.print(Text(f"inputs: {wording.printable(sets)}", "dim"))
+    if comparison.equal:
+        screen.print(Text("The models agree.", "bold green"))

@@ -1,0 +1,73 @@
+"""The report read the other way: where each pass fires, and why it does not elsewhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from rewright.report import wording
+from rewright.report.model import PassReport, Report
+from rewright.report.wording import printable
+
+_LISTED: Final = 8
+
+
+def show_explanation(report: Report, console: Console | None = None, *, is_complete: bool = False) -> None:
+    """Prints the sites and the rejections of every pass, alike ones together.
+
+    Args:
+        report: of a run, verified or not.
+        console: standard output by default.
+        is_complete: list every node; otherwise the first few of each kind.
+    """
+    console = console if console is not None else Console(highlight=False)
+    for number, record in enumerate(report.passes):
+        if number:
+            console.print()
+        _print_pass(record, console, None if is_complete else _LISTED)
+    if not report.passes:
+        console.print("The chain holds no pass.")
+
+
+def _print_pass(record: PassReport, console: Console, limit: int | None) -> None:
+    heading = Text(printable(record.name), "bold cyan")
+    counts = f"  {_count(len(record.sites), 'site')}, {_count(len(record.rejections), 'rejection')}"
+    console.print(heading.append(counts, "not bold default"))
+    if record.status in ("failed", "rolled-back"):
+        console.print(Text(f"  {record.status}: {printable(record.reason)}", "red"))
+    sites: dict[str, list[str]] = defaultdict(list)
+    for site in record.sites:
+        place = (*site.removed, *site.added, site.id)[0]
+        where = f"{place} (in {site.graph})" if site.graph and len({s.graph for s in record.sites}) > 1 else place
+        sites[f"{_ops(site.ops_removed)} -> {_ops(site.ops_added)}"].append(where)
+    for change, nodes in sorted(sites.items(), key=lambda item: -len(item[1])):
+        _print_group("green", f"{len(nodes)}x", change, nodes, console, limit)
+    for reason in wording.common_reasons([record]):
+        _print_group("yellow", f"{len(reason.nodes)}x", f"not: {reason.text}", reason.nodes, console, limit)
+    for note in record.notes:
+        console.print(Text(f"  {printable(note)}", "yellow"))
+
+
+def _print_group(style: str, count: str, what: str, nodes: Sequence[str], console: Console, limit: int | None) -> None:
+    console.print(Padding(Text(f"{count} ", style).append(printable(what), "default"), (0, 0, 0, 2)))
+    for node in nodes[:limit]:
+        console.print(Text(f"       {printable(node)}", "dim"), soft_wrap=True)
+    if limit is not None and len(nodes) > limit:
+        console.print(Text(f"       and {len(nodes) - limit} more (--all lists them)", "dim"))
+
+
+def _ops(ops: Sequence[str]) -> str:
+    """ "Mul, Mul, Add" as "Mul x2, Add"; nothing as "nothing"."""
+    counts: dict[str, int] = defaultdict(int)
+    for op in ops:
+        counts[op] += 1
+    return ", ".join(op if count == 1 else f"{op} x{count}" for op, count in counts.items()) or "nothing"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,172 @@
+"""The report on a terminal: what every pass did, what its numbers were, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from rewright.report import wording
+from rewright.report.model import PassReport, Report
+from rewright.report.wording import printable
+
+_STATUS_STYLES: Final = {
+    "applied": "green",
+    "unchanged": "dim",
+    "rolled-back": "bold red",
+    "failed": "bold red",
+    "skipped": "yellow",
+}
+_MARKS: Final = {"applied": "✓", "unchanged": "·", "rolled-back": "↺", "failed": "✗", "skipped": "-"}
+_PLAIN_MARKS: Final = {"applied": "+", "unchanged": ".", "rolled-back": "!", "failed": "x", "skipped": "-"}
+_VERDICT_STYLES: Final = {
+    "passed": "bold green",
+    "passed-with-rollbacks": "bold yellow",
+    "failed": "bold red",
+    "unverified": "bold yellow",
+}
+_REASONS: Final = 5
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Prints the report; to standard output unless a console is given."""
+    console = console if console is not None else Console(highlight=False)
+    _print_header(report, console)
+    if report.passes:
+        console.print()
+        console.print(_pass_table(report, console))
+    else:
+        console.print("\nThe chain holds no pass.")
+    _print_rejections(report, console)
+    _print_failures(report, console)
+    _print_evidence(report, console)
+    console.print()
+    console.print(Text(printable(wording.verdict_sentence(report)), _VERDICT_STYLES[report.verdict]))
+
+
+def _print_header(report: Report, console: Console) -> None:
+    model = report.model
+    console.print(Rule(Text("rewright", "bold"), align="left", style="dim", characters="─" if _is_unicode(console) else "-"))
+    facts = _facts()
+    facts.add_row("model", Text(printable(model.path or "(in memory)")))
+    nodes = Text(f"{model.nodes_before:,} -> {model.nodes_after:,}")
+    if model.nodes_before != model.nodes_after:
+        share = 100 * (model.nodes_after - model.nodes_before) / max(1, model.nodes_before)
+        nodes.append(f"  {share:+.0f} %", "green" if share < 0 else "yellow")
+    facts.add_row("nodes", nodes)
+    facts.add_row("size", f"{wording.byte_size(model.bytes_before)} -> {wording.byte_size(model.bytes_after)}")
+    facts.add_row("target", f"{report.target}, verify {report.verify}")
+    facts.add_row("verdict", Text(report.verdict, _VERDICT_STYLES[report.verdict]))
+    console.print(facts)
+
+
+def _facts() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _pass_table(report: Report, console: Console) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD if _is_unicode(console) else box.ASCII2,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="dim",
+    )
+    table.add_column("", width=1)
+    table.add_column("pass", overflow="fold")
+    table.add_column("sites", justify="right", no_wrap=True)
+    table.add_column("nodes", justify="right", no_wrap=True)
+    table.add_column("max abs", justify="right", no_wrap=True)
+    table.add_column("rtol/limit", justify="right", no_wrap=True)
+    table.add_column("apply", justify="right", no_wrap=True)
+    table.add_column("verify", justify="right", no_wrap=True)
+    for record in report.passes:
+        table.add_row(*_pass_row(record, console))
+    applied = sum(record.seconds.apply for record in report.passes)
+    verified = sum(record.seconds.verify for record in report.passes)
+    table.add_section()
+    table.add_row("", "total", "", "", "", "", wording.seconds(applied), wording.seconds(verified), style="dim")
+    return table
+
+
+def _pass_row(record: PassReport, console: Console) -> Iterable[Text]:
+    style = _STATUS_STYLES[record.status]
+    name = Text(printable(record.name), style)
+    if record.backend != "standalone":
+        name.append(f" ({record.backend})", "dim")
+    output = wording.worst_output(record.parity)
+    error, tolerance = wording.error_against_tolerance(output) if output is not None else ("", "")
+    return (
+        Text((_MARKS if _is_unicode(console) else _PLAIN_MARKS)[record.status], style),
+        name,
+        Text(str(len(record.sites)) if record.sites else ""),
+        Text(wording.difference(record.nodes_before, record.nodes_after), "dim" if record.status == "unchanged" else ""),
+        Text(error, "bold red" if output is not None and not output.equal else ""),
+        Text(tolerance, "yellow" if output is not None and output.vacuous else ""),
+        Text(wording.seconds(record.seconds.apply)),
+        Text(wording.seconds(record.seconds.verify)),
+    )
+
+
+def _print_rejections(report: Report, console: Console) -> None:
+    reasons = wording.common_reasons(report.passes)
+    if not reasons:
+        return
+    console.print(Text("\nNot rewritten", "bold"))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for reason in reasons[:_REASONS]:
+        line = Text(printable(reason.owner), "bold").append(f": {printable(reason.text)}", "not bold")
+        grid.add_row(f"{len(reason.nodes)}x", line.append(f"  {printable(reason.nodes[0])}", "dim not bold"))
+    if len(reasons) > _REASONS:
+        grid.add_row("", Text(f"and {len(reasons) - _REASONS} more reasons; `rewright explain` lists them", "dim"))
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
+def _print_failures(report: Report, console: Console) -> None:
+    for record in report.passes:
+        if record.status in ("failed", "rolled-back"):
+            line = Text("\n").append(f"{printable(record.name)} {record.status.replace('-', ' ')}", "bold red")
+            console.print(line.append(f": {printable(record.reason)}", "not bold default"))
+            if record.reproducer is not None:
+                # on one line whatever the width, to be copied
+                console.print(Text(f"  rewright reproduce {printable(record.reproducer)}", "cyan"), soft_wrap=True)
+        for note in record.notes:
+            console.print(Text(f"\n{printable(record.name)}: {printable(note)}", "yellow"))
+
+
+def _print_evidence(report: Report, console: Console) -> None:
+    facts = _facts()
+    if report.parity is not None:
+        for output in report.parity.outputs:
+            error, tolerance = wording.error_against_tolerance(output)
+            needed, _, limit = tolerance.partition("/")
+            judged = f"needs rtol {needed} of {limit}" if limit else tolerance
+            text = Text(f"{printable(output.name)}: max abs {error}, {judged}")
+            facts.add_row("output", text.append(f" ({output.vacuous})", "yellow") if output.vacuous else text)
+        facts.add_row("inputs", Text(printable(wording.input_sets_sentence(report.parity)) or "none"))
+        for dropped in report.parity.dropped:
+            facts.add_row("dropped", Text(printable(dropped), "yellow"))
+    mutation = wording.mutation_sentence(report)
+    if mutation:
+        facts.add_row("self-test", Text(mutation))
+    facts.add_row("cost", f"{wording.seconds(report.seconds)} s, {wording.byte_size(report.rss_peak)} peak memory")
+    for warning in report.warnings:
+        facts.add_row("warning", Text(printable(warning), "yellow"))
+    console.print()
+    console.print(facts)
+
+
+def _is_unicode(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf")

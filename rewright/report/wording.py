@@ -1,0 +1,129 @@
+"""How a report's figures and statuses are worded, for the terminal and the page alike."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rewright.report.model import PassReport, Report
+from rewright.verify.comparison import OutputEvidence
+from rewright.verify.parity import ParityEvidence
+
+VERDICTS = {
+    "passed": "Passed: the result agrees with the original.",
+    "passed-with-rollbacks": "Passed with rollbacks: the result agrees with the original, without the passes that failed.",
+    "failed": "Failed: the result does not agree with the original.",
+    "unverified": "Unverified: the numbers were not compared.",
+}
+
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out; names in a model may hold anything, terminal sequences included."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def byte_size(count: int) -> str:
+    """ "812 B", "3.4 MB", "2.8 GB": decimal units."""
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def seconds(value: float) -> str:
+    """ "0.12", "4.1", "75"."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 60 else f"{value:.0f}"
+
+
+def figure(value: float | None) -> str:
+    """A measured error: "0", "3.1e-07", "-" where it could not be measured."""
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.1e}".replace(".0e", "e")
+
+
+def difference(before: int, after: int) -> str:
+    """ "480 -34": what is left, and how that differs."""
+    return f"{after:,}" if before == after else f"{after:,} {after - before:+,}"
+
+
+def worst_output(parity: ParityEvidence | None) -> OutputEvidence | None:
+    """The output that is nearest to its tolerance, or farthest beyond it; outputs that prove nothing come last."""
+    if parity is None or not parity.outputs:
+        return None
+    return max(parity.outputs, key=_strain)
+
+
+def _strain(output: OutputEvidence) -> tuple[bool, bool, float, float]:
+    needed = output.needed_rtol if output.needed_rtol is not None else 0.0 if output.equal else float("inf")
+    share = needed / output.rtol if output.rtol else needed
+    return not output.equal, not output.vacuous, share, output.max_abs or 0.0
+
+
+def error_against_tolerance(output: OutputEvidence) -> tuple[str, str]:
+    """(largest absolute error, "needed/allowed" relative tolerance) of an output."""
+    if output.vacuous:
+        return figure(output.max_abs), "proves nothing"
+    if output.sqnr_db is not None:
+        return figure(output.max_abs), f"{output.sqnr_db:.1f} dB"
+    if output.rtol == 0 and output.atol == 0 and output.equal:
+        return figure(output.max_abs), "bit-equal"
+    return figure(output.max_abs), f"{figure(output.needed_rtol)}/{figure(output.rtol)}"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a pass did not fire, and at which nodes."""
+
+    owner: str
+    text: str
+    nodes: Sequence[str]
+
+
+def common_reasons(passes: Iterable[PassReport]) -> list[Reason]:
+    """Rejections by pass and reason, the most frequent first.
+
+    Reasons that differ only in what they quote (a node, a value) are one; the first one's text stands for them.
+    """
+    nodes: dict[tuple[str, str], list[str]] = defaultdict(list)
+    text: dict[tuple[str, str], str] = {}
+    for record in passes:
+        for rejection in record.rejections:
+            key = record.name, _QUOTED.sub("''", rejection.reason)
+            nodes[key].append(rejection.node)
+            text.setdefault(key, rejection.reason)
+    return [Reason(key[0], text[key], found) for key, found in sorted(nodes.items(), key=lambda item: -len(item[1]))]
+
+
+def kept_sites(record: PassReport) -> int:
+    """How many sites of a pass are in the result."""
+    return sum(site.status == "kept" for site in record.sites)
+
+
+def verdict_sentence(report: Report) -> str:
+    """One sentence that ends every rendering."""
+    return f"{VERDICTS[report.verdict]} {report.reason}".strip()
+
+
+def mutation_sentence(report: Report) -> str:
+    """What the mutation self-test showed, or the empty string if it was not made."""
+    test = report.mutation
+    if test is None:
+        return ""
+    if test.status == "not-run":
+        return f"not run: {test.reason}"
+    return f"{len(test.noticed)} of {len(test.tried)} planted faults noticed"
+
+
+def input_sets_sentence(parity: ParityEvidence | None) -> str:
+    """Which inputs the comparison ran on, or the empty string."""
+    if parity is None or not parity.input_sets:
+        return ""
+    dropped = f" ({len(parity.dropped)} that the original cannot run on were dropped)" if parity.dropped else ""
+    return ", ".join(parity.input_sets) + dropped
