@@ -1,0 +1,315 @@
+"""The ``constant-folding`` pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic import Field
+
+from rewright.model.edit import domain_of
+from rewright.model.elements import WeightRef
+from rewright.model.facts import attribute, constant_node_value, constant_of, dtype_of, infer_outputs, producer, shape_of
+from rewright.model.graph import state_of, walk_bodies
+from rewright.model.order import node_has_bodies
+from rewright.model.weights import STUB_THRESHOLD, make_stub
+from rewright.passes.cleanup.attributes import attribute_protos
+from rewright.passes.cleanup.evaluation import EvaluationError, Evaluator
+from rewright.passes.graph_pass import GraphPass
+from rewright.passes.session import PassSession
+
+_NEVER: Final = {
+    "RandomNormal": "it is random",
+    "RandomNormalLike": "it is random",
+    "RandomUniform": "it is random",
+    "RandomUniformLike": "it is random",
+    "Multinomial": "it is random",
+    "Bernoulli": "it is random",
+    "QuantizeLinear": "folding it would undo or hide the quantization",
+    "DequantizeLinear": "folding it would undo or hide the quantization",
+    "DynamicQuantizeLinear": "folding it would undo or hide the quantization",
+}
+
+_SHAPE_OPS: Final = ("Shape", "Size", "Gather", "Slice")
+_KINDS: Final = "fiub"
+_FIRST_IR_WITH_FREE_INITIALIZERS: Final = 4
+_MOST_FAILURES: Final = 8
+_NOT_YET: Final = "the size of its result is not known before it is computed"
+
+
+class ConstantFolding(GraphPass):
+    """Computes what depends on constants only, once, and keeps the results as initializers.
+
+    1. A standard node whose inputs are all constants is computed by ONNX Runtime on the CPU without optimizations, the whole
+       region in one session (large results in batches), and the values that other nodes use become initializers. An
+       initializer that an input of the graph also names can be overridden by the caller and is no constant.
+    2. Never folded: random ops, Dropout that may train, ops of other domains, nodes with bodies, quantization and
+       dequantization (folding them would turn int8 weights back into floats), values that are not numbers or booleans, integer
+       division by a constant that contains 0 or -1, and nodes that produce an output of a graph.
+    3. A result of more than ``max_bytes`` is folded only if it is no larger than the constants that only this node uses, as the
+       transposed copy of a weight is: the model must not grow. Equal large results are stored once.
+    4. A node that ONNX Runtime cannot compute stays, with what depends on it, and is reported.
+    5. Constant nodes become initializers, in bodies too. Functions have no initializers: inline them first.
+    6. Shape (with ``start`` and ``end``) and Size become initializers where the dimensions are known, and so do Gather and Slice
+       of a Shape whose other dimensions may be unknown.
+
+    Models below IR version 4 list their initializers as inputs; folding would change their signature, so they stay as they are.
+    """
+
+    name = "constant-folding"
+
+    max_bytes: int = Field(default=1 << 20, ge=0, description="Largest result, in bytes, that may make the model grow.")
+
+    def run(self, session: PassSession) -> None:
+        view = session.view
+        if view.model.proto.ir_version < _FIRST_IR_WITH_FREE_INITIALIZERS:
+            session.notes.append(f"constants stay nodes: IR version {view.model.proto.ir_version} lists initializers as inputs")
+            return
+        graphs = [view.graph, *walk_bodies(view.graph)]
+        for graph in graphs:
+            _constant_nodes_to_initializers(session, graph)
+        session.editor.finish()
+        folding = _Folding(self, session, graphs)
+        if folding.has_candidates():
+            session.ensure_facts()
+            folding.fold_shapes()
+            folding.fold_regions()
+            folding.report()
+
+
+def _constant_nodes_to_initializers(session: PassSession, graph: Any) -> None:
+    editor, removed = session.editor, []
+    for node in graph.nodes:
+        if node.op != "Constant" or domain_of(node) or len(node.outputs) != 1:
+            continue
+        if editor.is_graph_output(node.outputs[0]) or not editor.is_used(node.outputs[0]):
+            continue
+        values = _held_values(session, node)
+        if values is not None:
+            editor.remove(node)
+            _make_constant(graph, node.outputs[0], values)
+            removed.append(node)
+    if removed:
+        session.record(graph, removed, [])
+
+
+def _held_values(session: PassSession, node: Any) -> Any | None:
+    """What the Constant node holds: a reference to the tensor in its attribute, or an array."""
+    held = node.attrs.get("value")
+    if isinstance(held, gs.Constant) and isinstance(held._values, WeightRef):
+        tensor, files = held._values.tensor, session.view.model.files
+        if len(tensor.raw_data) < STUB_THRESHOLD:
+            return held._values
+        return WeightRef(make_stub(tensor, files.spill(tensor.raw_data)), files)
+    return constant_node_value(node)
+
+
+def _make_constant(graph: Any, tensor: Any, values: Any) -> None:
+    """Turns the value, which has lost its producer, into an initializer of ``graph``; its uses stay."""
+    tensor.to_constant(values)
+    state_of(graph).initializers[tensor.name] = tensor
+
+
+class _Folding:
+    def __init__(self, options: ConstantFolding, session: PassSession, graphs: list[Any]) -> None:
+        self._options = options
+        self._session = session
+        self._graphs = graphs
+        self._refused: dict[int, tuple[Any, str]] = {}
+        self._opset = session.view.opset_of(session.view.graph)
+
+    def has_candidates(self) -> bool:
+        """Whether inference can be of use: without it, a model that has nothing to fold costs one walk."""
+        return any(node.op in ("Shape", "Size") or self._all_constant(node, {}) for graph in self._graphs for node in graph.nodes)
+
+    def fold_shapes(self) -> None:
+        """Rule 6."""
+        for graph in self._graphs:
+            for node in list(graph.nodes):
+                if not node.alive or node.op not in _SHAPE_OPS or domain_of(node) or self._gives_output(node):
+                    continue
+                if self._session.editor.is_used(node.outputs[0]):
+                    values = static_shape_value(node, self._opset)
+                    if values is not None:
+                        self._replace(graph, node, {id(node.outputs[0]): values})
+
+    def fold_regions(self) -> None:
+        """Computes regions until nothing is left: results may tell the sizes that further nodes wait for."""
+        evaluator = Evaluator(self._session.view)
+        failures = 0
+        while True:
+            nodes = self._region()
+            wanted = self._frontier(nodes)
+            if not wanted:
+                return
+            try:
+                values = evaluator.values(nodes, wanted)
+            except EvaluationError as error:
+                failures += 1
+                self._refuse(error.node, f"ONNX Runtime cannot compute it: {error.reason}")
+                if failures >= _MOST_FAILURES:
+                    return
+                continue
+            for node in nodes:
+                if any(id(tensor) in values for tensor in node.outputs):
+                    self._replace(self._session.editor.graph_of(node), node, values)
+
+    def report(self) -> None:
+        for node, reason in self._refused.values():
+            if node.alive:
+                self._session.reject(node, reason)
+
+    def _refuse(self, node: Any, reason: str) -> None:
+        self._refused[id(node)] = (node, reason)
+
+    def _gives_output(self, node: Any) -> bool:
+        return any(self._session.editor.is_graph_output(tensor) for tensor in node.outputs)
+
+    def _all_constant(self, node: Any, computed: dict[int, int]) -> bool:
+        named = [tensor for tensor in node.inputs if tensor.name]
+        return bool(named) and all(isinstance(tensor, gs.Constant) or id(tensor) in computed for tensor in named)
+
+    def _region(self) -> list[Any]:
+        """The foldable nodes in topological order: graphs before their bodies, which may use what the graphs compute."""
+        computed: dict[int, int] = {}
+        region = []
+        for graph in self._graphs:
+            for node in graph.nodes:
+                if not node.alive or not self._all_constant(node, computed) or domain_of(node) or node_has_bodies(node):
+                    continue
+                held = self._refused.get(id(node))
+                if held is not None and held[1] != _NOT_YET:
+                    continue
+                reason = self._reason_against(node) or self._size_against(node, computed)
+                if reason is not None:
+                    self._refuse(node, reason)
+                else:
+                    region.append(node)
+                    computed.update((id(tensor), _nbytes(tensor) or 0) for tensor in node.outputs if tensor.name)
+        return region
+
+    def _reason_against(self, node: Any) -> str | None:
+        if node.op in _NEVER:
+            return _NEVER[node.op]
+        if node.op == "Dropout" and len(node.inputs) > 2 and node.inputs[2].name:
+            return "it may train"
+        if self._gives_output(node):
+            return "it produces an output of the graph"
+        if attribute_protos(node) is None:
+            return "its attributes are not known"
+        if node.op in ("Div", "Mod"):
+            kind = dtype_of(node.inputs[1])
+            if kind is None or kind.kind != "f":
+                divisor = constant_of(node.inputs[1])
+                if divisor is None:
+                    return _NOT_YET
+                if np.isin(divisor, (0, -1)).any():
+                    return "an integer division by 0 or -1 may stop the process"
+        return None
+
+    def _size_against(self, node: Any, computed: dict[int, int]) -> str | None:
+        outputs = [tensor for tensor in node.outputs if tensor.name]
+        if any(_nbytes(tensor) is None for tensor in outputs):
+            infer_outputs(node, self._opset)
+        sizes = [_nbytes(tensor) for tensor in outputs]
+        if None in sizes:
+            return _NOT_YET
+        if any(dtype_of(tensor).kind not in _KINDS or dtype_of(tensor).num >= 256 for tensor in outputs):  # type: ignore[union-attr]
+            return "its dtype is one that Python cannot take from ONNX Runtime"
+        total = sum(size or 0 for size in sizes)
+        if total <= self._options.max_bytes:
+            return None
+        freed = sum(
+            computed.get(id(tensor)) or _nbytes(tensor) or 0
+            for tensor in {id(tensor): tensor for tensor in node.inputs if tensor.name}.values()
+            if {id(user) for user in self._session.editor.consumers(tensor)} == {id(node)}
+        )
+        return None if total <= freed else f"its result of {total} bytes would make the model grow by more than max_bytes"
+
+    def _frontier(self, nodes: list[Any]) -> list[tuple[Any, int]]:
+        """The values of the region that something outside it reads, each with its size."""
+        inside = {id(node) for node in nodes}
+        return [
+            (tensor, _nbytes(tensor) or 0)
+            for node in nodes
+            for tensor in node.outputs
+            if tensor.name and any(id(user) not in inside for user in self._session.editor.consumers(tensor))
+        ]
+
+    def _replace(self, graph: Any, node: Any, values: dict[int, Any]) -> None:
+        editor = self._session.editor
+        feeders = [producer(tensor) for tensor in node.inputs]
+        editor.remove(node)
+        for tensor in node.outputs:
+            if id(tensor) in values:
+                _make_constant(graph, tensor, values[id(tensor)])
+        unused = [
+            feeder
+            for feeder in feeders
+            if feeder is not None and feeder.alive and not any(editor.is_used(tensor) for tensor in feeder.outputs)
+        ]
+        self._session.record(graph, [node, *editor.remove_with_dead_producers(unused)], [])
+
+
+def _nbytes(tensor: Any) -> int | None:
+    """The bytes of the value, if dtype and shape are known."""
+    shape, dtype = shape_of(tensor), dtype_of(tensor)
+    if shape is None or dtype is None or not all(isinstance(dim, int) for dim in shape):
+        return None
+    count = int(dtype.itemsize)
+    for dim in shape:
+        count *= int(dim)  # type: ignore[arg-type]
+    return count
+
+
+def static_shape_value(node: Any, opset: int) -> np.ndarray[Any, Any] | None:
+    """The value of Shape or Size, or of a Gather or Slice of a Shape, if the dimensions that it needs are known."""
+    if node.op == "Size":
+        shape = shape_of(node.inputs[0])
+        if shape is None or not all(isinstance(dim, int) for dim in shape):
+            return None
+        return np.asarray(math.prod(dim for dim in shape if isinstance(dim, int)), np.int64)
+    if node.op == "Shape":
+        return _known(_shape_items(node))
+    feeder = producer(node.inputs[0]) if node.op in ("Gather", "Slice") else None
+    items = _shape_items(feeder) if feeder is not None and feeder.op == "Shape" and not domain_of(feeder) else None
+    if items is None:
+        return None
+    if node.op == "Gather":
+        indices = constant_of(node.inputs[1])
+        if indices is None or indices.size > len(items) or not all(-len(items) <= int(i) < len(items) for i in indices.flat):
+            return None
+        return _known([items[int(index)] for index in indices.flat], indices.shape)
+    picked = _sliced(node, items, opset)
+    return _known(picked)
+
+
+def _shape_items(node: Any) -> list[Any] | None:
+    """The dimensions that a Shape node gives, ``start`` and ``end`` observed; unknown ones as they are named."""
+    shape = shape_of(node.inputs[0])
+    if shape is None:
+        return None
+    return list(shape)[slice(attribute(node, "start", 0), attribute(node, "end", None))]
+
+
+def _sliced(node: Any, items: list[Any], opset: int) -> list[Any] | None:
+    if opset < 10:
+        parts = [attribute(node, "starts"), attribute(node, "ends")]
+    else:
+        held = [constant_of(tensor) if tensor.name else None for tensor in node.inputs[1:]]
+        parts = [None if value is None else [int(item) for item in value.flat] for value in held]
+        if len(parts) != len([tensor for tensor in node.inputs[1:] if tensor.name]) or None in parts:
+            return None
+    if any(not isinstance(part, list) or len(part) != 1 for part in parts[:2]):
+        return None
+    step = parts[3][0] if len(parts) > 3 else 1
+    return items[parts[0][0] : parts[1][0] : step] if step > 0 else None
+
+
+def _known(items: list[Any] | None, shape: tuple[int, ...] | None = None) -> np.ndarray[Any, Any] | None:
+    if items is None or not all(isinstance(item, int) for item in items):
+        return None
+    array = np.asarray(items, np.int64)
+    return array if shape is None else array.reshape(shape)
