@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from rewright.model.carrier import Model, all_graphs, stubs
+from rewright.model.cycles import refuse_cycle
 from rewright.model.errors import ModelError, UsageError
 from rewright.model.weights import (
     STUB_THRESHOLD,
@@ -87,6 +88,7 @@ def _parse(data: mmap.mmap, path: Path) -> ModelProto:
         raise ModelError(f"{path} is not a readable ONNX file: {reason}.", hint) from error
     if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it has no graph, IR version or opset import.", hint)
+    refuse_cycle(proto)
     return proto
 
 
@@ -154,6 +156,7 @@ def _load_proto(source: ModelProto, folder: Path | None) -> Model:
                 )
             _confine(tensor, Path(os.path.abspath(folder)))
             has_external_data = True
+    refuse_cycle(proto)
     return Model(proto, files, None, has_external_data)
 
 

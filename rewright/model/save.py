@@ -48,6 +48,8 @@ def save(model: Model, path: str | PathLike[str], external_data: bool | None = N
     _refuse_sources(model, [target, data_target] if external_data else [target])
     if target.is_dir():
         raise UsageError(f"{target} is a directory.", "Name the .onnx file to write.")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{target} is a device or a pipe, which is never replaced.", "Name the .onnx file to write.")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     data_temporary = target.with_name(f".{data_target.name}.{os.getpid()}.partial")
     try:
