@@ -42,6 +42,8 @@ def verify(
         console.error(f"{what}: {comparison.reason}.", "Give inputs that the reference runs on by --inputs.")
         return UNUSABLE
     hint = "--rtol and --atol set what counts as equal; the report names the smallest rtol that passes."
+    if not comparison.parity.outputs:
+        hint = "ONNX Runtime runs the reference, and must run the candidate on the same inputs."
     if comparison.interface.status == "failed":
         hint = "Models that are compared take the same inputs and give the same outputs."
     console.error(f"the models differ: {comparison.reason}.", hint)

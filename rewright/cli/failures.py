@@ -29,7 +29,7 @@ _NEXT_STEPS: tuple[tuple[type[RewrightError], str], ...] = (
     (ModelError, "Check the file, and export it again if it is damaged."),
     (PluginError, "`rewright plugins` shows the state of each plugin."),
     (PassError, "Report it to the developer of the pass; `rewright passes NAME` names the owner."),
-    (UsageError, "`rewright --help` shows the commands, `rewright COMMAND --help` their options."),
+    (UsageError, "`rewright passes` lists the passes, `rewright passes NAME` the options of one."),
 )
 
 Parameters = ParamSpec("Parameters")
@@ -62,7 +62,9 @@ def status_of(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, RewrightError):
         default = next((step for kind, step in _NEXT_STEPS if isinstance(error, kind)), _NEXT_STEPS[-1][1])
-        console.error(error.message, error.hint if error.hint.strip() else default + error.hint)
+        # a hint may be the place in a text alone, which stands on the lines after the first
+        has_step = error.hint.partition("\n")[0].strip()
+        console.error(error.message, error.hint if has_step else default + error.hint)
         return error.exit_status
     if isinstance(error, SystemExit):  # a signal's handler, or a plugin
         return error.code if isinstance(error.code, int) else UNUSABLE

@@ -111,7 +111,7 @@ def _conclude(report: Report, output: Path, quiet: bool) -> int:
     if report.verdict == "unverified" and report.verify in ("model", "strict"):
         console.error(
             f"{report.reason}.".replace("..", "."),
-            f"{output} was written without that comparison; `--verify structure` accepts it, --inputs gives inputs of your own.",
+            f"{output} was written without that comparison. `--verify structure` accepts this; --inputs gives other inputs.",
         )
         return UNUSABLE
     return DONE

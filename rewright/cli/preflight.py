@@ -18,6 +18,8 @@ def check_output(path: Path, source: Path, what: str) -> None:
     folder = path.absolute().parent
     if path.is_dir():
         raise UsageError(f"{what} {path} is a directory.", "Name the file to write.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{what} {path} is a device or a pipe, which is never replaced.", "Name the file to write.")
     if not folder.is_dir():
         raise UsageError(f"the folder {folder} of {what} does not exist.", "Make it, or choose another path.")
     if path.exists() and source.exists() and path.samefile(source):
