@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from rewright.model.errors import PassError
 from rewright.model.names import scope_of
 from rewright.passes.contract import Pass, Target
+from rewright.passes.paths import Paths
 from rewright.passes.session import PassSession, op_key
 from rewright.pattern.builder import Builder
-from rewright.pattern.language import Traced, root_ops, trace
+from rewright.pattern.language import NodePattern, Traced, root_ops, trace
 from rewright.pattern.matcher import Attempt, NearMiss
 from rewright.pattern.values import NodeRef, Value
 
@@ -86,7 +87,8 @@ class PatternPass(Pass):
     ``pattern(self, op, x, ...)`` describes the computation; its parameters are bindings. ``check(self, match, x, ...)`` proves
     what the pattern leaves open, with ``match.require``. ``rewrite(self, op, x, ...)`` builds the replacement and returns it.
     ``check`` and ``rewrite`` take whichever bindings they name; ``rewrite`` may also take ``match``. If ``pattern`` returns a
-    tuple, the values after the first may be used elsewhere too, and ``rewrite`` returns a tuple that replaces them.
+    tuple, the values after the first may be used elsewhere too, and ``rewrite`` returns a tuple that replaces them (None keeps
+    one). They may lie below the first or be roots of their own that share a value with it.
 
     ``anchors`` are op types: each such node that no site consumed is reported with the reason.
 
@@ -139,14 +141,17 @@ class _Engine:
         self._roots = root_ops(self._traced.root)
         self._check = _caller(current.check, current.name, self._traced.names)
         self._rewrite = _caller(current.rewrite, current.name, self._traced.names)
-        self._exposed = {id(pattern) for pattern in self._traced.exposed}
+        self._targets = (self._traced.root, *self._traced.exposed)
+        self._output = self._traced.root.output if isinstance(self._traced.root, NodePattern) else 0
         self._misses: dict[int, tuple[int, Any, str, Any]] = {}
+        self._paths: Paths | None = None
 
     def sweep(self) -> int:
         """Tries every candidate once, in order; returns how many sites fired."""
         fired = 0
         self._misses.clear()
         for graph in list(self._session.view.graphs()):
+            self._paths = Paths(self._session.editor, graph) if self._traced.exposed else None
             candidates = [node for node in graph.nodes if node.op in self._roots]
             for node in reversed(candidates) if self._pass.backwards else candidates:
                 if getattr(node, "alive", True) and self._try(graph, node):
@@ -154,12 +159,14 @@ class _Engine:
         return fired
 
     def _try(self, graph: Any, node: Any) -> bool:
-        attempt = Attempt(self._session.editor, graph)
-        if not node.outputs:
+        attempt = Attempt(self._session.editor, graph, self._targets)
+        if len(node.outputs) <= self._output:
             return False
         best: tuple[int, Refused] | None = None
-        solutions = attempt.solve(self._traced.root, node.outputs[0])
+        solutions = attempt.solve_all(self._targets, node.outputs[self._output])
         for _, _solution in zip(range(_MOST_SOLUTIONS), solutions, strict=False):
+            if not attempt.nodes:
+                continue
             match = Match(attempt, self._session, graph)
             try:
                 self._require_private(attempt)
@@ -206,19 +213,17 @@ class _Engine:
 
     def _require_private(self, attempt: Attempt) -> None:
         matched = {id(node) for node, _ in attempt.nodes}
-        root = attempt.nodes[0][0]
+        exposed = {id(tensor) for tensor in attempt.found.values()}
+        producers = {id(node) for tensor in attempt.found.values() for node in tensor.inputs}
         for node, pattern in attempt.nodes:
-            if node is root or (pattern is not None and (pattern.keep or id(pattern) in self._exposed)):
-                continue
-            if _used_outside(self._session, node, matched):
+            if id(node) in producers:
+                for output in node.outputs:
+                    if output.name and id(output) not in exposed and _value_used_outside(self._session, output, matched):
+                        raise Refused(f"the output '{output.name}' of {node.op} is used", node)
+            elif not (pattern is not None and pattern.keep) and _used_outside(self._session, node, matched):
                 raise Refused(f"the value '{node.outputs[0].name}' inside it is used elsewhere too", node)
-        for output in root.outputs[1:]:
-            if output.name and self._session.editor.is_used(output):
-                raise Refused(f"the output '{output.name}' of {root.op} is used", root)
-
-    def _exposed_nodes(self, attempt: Attempt) -> Iterator[Any]:
-        for exposed in self._traced.exposed:
-            yield next((node for node, pattern in attempt.nodes if pattern is exposed), None)
+        if self._paths is not None and (looping := self._paths.back_into(attempt)) is not None:
+            raise Refused("an input of the match depends on an output of it, so that one node would need itself", looping)
 
     def _replace(self, graph: Any, attempt: Attempt, match: Match) -> None:
         session, editor = self._session, self._session.editor
@@ -230,23 +235,32 @@ class _Engine:
             editor.discard(builder.nodes)
             raise
         results = list(result) if isinstance(result, tuple) else [result]
+        replaced = [attempt.found[id(target)] for target in self._targets]
+        if len(results) > len(replaced):
+            editor.discard(builder.nodes)
+            raise PassError(
+                f"rewrite of '{self._pass.name}' returned {len(results)} values for the {len(replaced)} of its pattern.",
+                "Pass developer: return one value for each value that pattern returns, or None to keep one.",
+            )
         for node in builder.nodes:
             reason = session.refusal(node)
             if reason is not None:
                 editor.discard(builder.nodes)
                 raise Refused(reason, root)
-        replaced = [root.outputs[0]]
-        replaced += [node.outputs[0] if node is not None else None for node in self._exposed_nodes(attempt)]
         results += [None] * (len(replaced) - len(results))
         doomed = self._doomed(attempt, replaced, results)
-        editor.insert(builder.nodes, at=root)
+        at = self._paths.last(attempt) if self._paths is not None else root
+        editor.insert(builder.nodes, at=at)
+        if self._paths is not None:
+            self._paths.replaced(attempt, builder.nodes)
         removed = list(doomed)
         for node in doomed:
             editor.remove(node)
         added = list(builder.nodes)
+        taken: dict[int, Any] = {}
         for old, new in zip(replaced, results, strict=True):
-            if new is not None and old is not None:
-                added += self._substitute(old, new, root, builder)
+            if new is not None:
+                added += self._substitute(old, new, at, builder, taken)
         feeders = [tensor.inputs[0] for node in doomed for tensor in node.inputs if tensor.inputs]
         removed += editor.remove_with_dead_producers(
             feeder for feeder in feeders if feeder.alive and not any(editor.is_used(tensor) for tensor in feeder.outputs)
@@ -280,24 +294,28 @@ class _Engine:
     def _users(self, tensor: Any) -> list[Any]:
         return self._session.editor.consumers(tensor)
 
-    def _substitute(self, old: Any, new: Value, root: Any, builder: Builder) -> list[Any]:
-        """Lets ``new`` stand for ``old``: a fresh output takes its name and facts; an existing value gets its uses."""
+    def _substitute(self, old: Any, new: Value, at: Any, builder: Builder, taken: dict[int, Any]) -> list[Any]:
+        """Lets ``new`` stand for ``old``: a fresh output takes its name and facts; an existing value gets its uses.
+
+        ``taken`` remembers which value a fresh output has become, for a rewrite that returns it twice.
+        """
         editor = self._session.editor
         for node in builder.nodes:
             for index, tensor in enumerate(node.outputs):
                 if tensor is new.tensor and not editor.is_graph_output(tensor):
                     editor.take_output(old, node, index)
+                    taken[id(tensor)] = old
                     return []
-        return editor.redirect(old, new.tensor, root)
+        return editor.redirect(old, taken.get(id(new.tensor), new.tensor), at)
 
 
 def _used_outside(session: PassSession, node: Any, matched: set[int]) -> bool:
+    return any(_value_used_outside(session, tensor, matched) for tensor in node.outputs if tensor.name)
+
+
+def _value_used_outside(session: PassSession, tensor: Any, matched: set[int]) -> bool:
     editor = session.editor
-    return any(
-        editor.is_graph_output(tensor) or any(id(user) not in matched for user in editor.consumers(tensor))
-        for tensor in node.outputs
-        if tensor.name
-    )
+    return editor.is_graph_output(tensor) or any(id(user) not in matched for user in editor.consumers(tensor))
 
 
 def _caller(function: Callable[..., Any], owner: str, names: tuple[str, ...]) -> Callable[[Match, Builder | None], Any]:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+import numpy as np
+
 from rewright.model.errors import PassError
 
 Number: TypeAlias = int | float
@@ -44,7 +46,8 @@ class Pattern:
     def __mul__(self, other: Pattern | Number) -> Pattern:
         if isinstance(other, Pattern):
             return NodePattern("Mul", (self, other))
-        return Any_((NodePattern("Mul", (self, Constant(other))), NodePattern("Div", (self, Constant(1.0 / other)))))
+        scaled = NodePattern("Mul", (self, Constant(other)))
+        return Any_((scaled, NodePattern("Div", (self, Constant(1.0 / other, real=True))))) if other else scaled
 
     __rmul__ = __mul__
 
@@ -57,7 +60,11 @@ class Pattern:
 
     def __pow__(self, other: Number) -> Pattern:
         power = NodePattern("Pow", (self, Constant(other)))
-        return Any_((power, NodePattern("Mul", (self, self)))) if other == 2 else power
+        if other == 2:
+            return Any_((power, NodePattern("Mul", (self, self))))
+        if other == 3:
+            return Any_((power, Product((self, self, self), 1.0)))
+        return Any_((power, NodePattern("Sqrt", (self,)))) if other == 0.5 else power
 
     def __neg__(self) -> Pattern:
         return Any_((NodePattern("Neg", (self,)), self * -1.0))
@@ -72,18 +79,22 @@ class Bound(Pattern):
 
 @dataclass(frozen=True, eq=False)
 class Constant(Pattern):
-    """A constant of one element whose value is ``value`` within ``rel_tol`` (by default 1e-5, or 4 units of its dtype)."""
+    """A constant of one element whose value is ``value`` within ``rel_tol`` (by default 1e-5, or 4 units of its dtype).
+
+    ``real`` excludes integers, whose division rounds: x / 2 is x * 0.5 only among reals.
+    """
 
     value: Number
     rel_tol: float | None = None
+    real: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class NodePattern(Pattern):
     """An op and its inputs.
 
-    ``attributes`` are compared with the node's (or with ``defaults`` where absent). ``keep`` lets other nodes use the value:
-    the node then stays. ``bind`` names the node for ``match.node``. Extra inputs of the node are allowed if ``open_inputs``.
+    ``attributes`` are compared with the node's (or with the schema's default where absent). ``keep`` lets other nodes use the
+    value: the node then stays. ``bind`` names the node for ``match.node``. Extra inputs of the node are allowed if ``open_inputs``.
     """
 
     op: str
@@ -184,8 +195,8 @@ def as_pattern(item: Any) -> Pattern | None:
     """A pattern, a number as a Constant, or None for an omitted input."""
     if item is None or isinstance(item, Pattern):
         return item
-    if isinstance(item, (int, float)):
-        return Constant(item)
+    if isinstance(item, (int, float, np.integer, np.floating)):
+        return Constant(item.item() if isinstance(item, np.generic) else item)
     raise PassError(
         f"a pattern has the operand {item!r}.",
         "Pass developer: use parameters, numbers, op.<Name>(...) or None for an omitted input.",
@@ -203,7 +214,10 @@ def _required(item: Any) -> Pattern:
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced pattern function: the root, further outputs that the rewrite replaces too, and the bindings' names."""
+    """A traced pattern function: the root, further outputs that the rewrite replaces too, and the bindings' names.
+
+    A further output may lie below the root, or be a root of its own that shares values with it.
+    """
 
     root: Pattern
     exposed: tuple[Pattern, ...]
@@ -225,6 +239,11 @@ def trace(function: Callable[..., Any], owner: str) -> Traced:
     roots = result if isinstance(result, tuple) else (result,)
     if not roots or not all(isinstance(root, Pattern) for root in roots):
         raise PassError(f"pattern of '{owner}' returned {result!r}.", "Pass developer: return the value that is replaced.")
+    if any(isinstance(root, (Bound, Constant, Optional_)) for root in roots):
+        raise PassError(
+            f"pattern of '{owner}' returns a parameter or a number, which no node of the pattern computes.",
+            "Pass developer: return the results of op.<Name>(...).",
+        )
     return Traced(roots[0], tuple(roots[1:]), tuple(names[1:]))
 
 
@@ -240,7 +259,19 @@ def root_ops(pattern: Pattern) -> frozenset[str]:
             pending.extend(current.choices)
         elif isinstance(current, Product):
             found.update(("Mul", "Div"))
+            pending.extend(current.factors if len(current.factors) == 1 else ())
         elif isinstance(current, Through):
             found.update(current.ops)
             pending.append(current.inner)
     return frozenset(found)
+
+
+def parts(pattern: Pattern) -> tuple[Pattern, ...]:
+    """The patterns right below ``pattern``."""
+    if isinstance(pattern, NodePattern):
+        return tuple(item for item in pattern.inputs if item is not None)
+    if isinstance(pattern, Any_):
+        return pattern.choices
+    if isinstance(pattern, Product):
+        return pattern.factors
+    return (pattern.inner,) if isinstance(pattern, (Through, Optional_)) else ()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
 from math import isclose
 from typing import Any, Final
 
 import numpy as np
+import onnx
 
 from rewright.model import facts
 from rewright.model.edit import Editor, domain_of
+from rewright.pattern.joins import candidates
 from rewright.pattern.language import (
     COMMUTATIVE,
     Any_,
@@ -27,6 +30,19 @@ from rewright.pattern.language import (
 _REL_TOL: Final = 1e-5
 _UNITS: Final = 4
 _BINARY: Final = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
+_BROADCASTING: Final = _BINARY | {
+    "Max",
+    "Min",
+    "Mod",
+    "And",
+    "Or",
+    "Xor",
+    "Equal",
+    "Less",
+    "Greater",
+    "LessOrEqual",
+    "GreaterOrEqual",
+}
 _DEEPEST_PEEL: Final = 8
 
 
@@ -42,16 +58,54 @@ class NearMiss:
 class Attempt:
     """The state of one search: bindings, matched nodes, and the best failure so far."""
 
-    def __init__(self, editor: Editor, graph: Any) -> None:
+    def __init__(self, editor: Editor, graph: Any, watched: Sequence[Pattern] = ()) -> None:
         self._editor = editor
         self._graph = graph
+        self._watched = {id(pattern) for pattern in watched}
+        self._sources: dict[int, Any] = {}
+        self.found: dict[int, Any] = {}
         self.values: dict[str, Any] = {}
         self.named: dict[str, Any] = {}
         self.nodes: list[tuple[Any, NodePattern | None]] = []
         self.near: NearMiss | None = None
+        self.steps = 0
+
+    def solve_all(self, roots: Sequence[Pattern], tensor: Any) -> Iterator[None]:
+        """``solve`` for several roots: ``tensor`` fits the first, and each other one is found from the values they share."""
+        for _ in self.solve(roots[0], tensor):
+            yield from self._further(roots, 1)
+
+    def _further(self, roots: Sequence[Pattern], index: int) -> Iterator[None]:
+        if index == len(roots):
+            yield
+            return
+        root = roots[index]
+        if id(root) in self.found:
+            yield from self._further(roots, index + 1)
+            return
+        for candidate in candidates(root, self, self._editor, self._graph):
+            if any(held is candidate for held in self.found.values()):
+                continue
+            for _ in self.solve(root, candidate):
+                yield from self._further(roots, index + 1)
+        self._fail(f"nothing computes output {index} of the pattern from the same values", self.nodes[0][0])
 
     def solve(self, pattern: Pattern, tensor: Any) -> Iterator[None]:
         """Yields once for each way in which ``tensor`` fits ``pattern``; the state holds that way's bindings meanwhile."""
+        self.steps += 1
+        if id(pattern) not in self._watched:
+            yield from self._solve(pattern, tensor)
+            return
+        held = self.found.get(id(pattern))
+        if held is not None and held is not tensor:
+            return
+        for _ in self._solve(pattern, tensor):
+            self.found[id(pattern)] = tensor
+            yield
+            if held is None:
+                del self.found[id(pattern)]
+
+    def _solve(self, pattern: Pattern, tensor: Any) -> Iterator[None]:
         if isinstance(pattern, NodePattern):
             yield from self._node(pattern, tensor)
         elif isinstance(pattern, Bound):
@@ -92,7 +146,8 @@ class Attempt:
             self._fail(f"'{tensor.name}' is not the constant {pattern.value:g}", facts.producer(tensor))
             return False
         value = facts.constant_of(tensor)
-        if value is None or value.size != 1 or value.dtype == object:
+        if value is None or value.size != 1 or not is_real(value.dtype) or (pattern.real and value.dtype.kind in "iub"):
+            self._fail(f"'{tensor.name}' is not the constant {pattern.value:g}", facts.producer(tensor))
             return False
         found = float(value.reshape(-1)[0])
         if not close(found, pattern.value, value.dtype, pattern.rel_tol):
@@ -117,9 +172,14 @@ class Attempt:
         if len(node.outputs) <= pattern.output or node.outputs[pattern.output] is not tensor:
             self._fail(f"'{tensor.name}' is another output of {node.op} than expected", node)
             return
+        if self._sources.get(id(pattern.source), node) is not node:
+            self._fail(f"'{tensor.name}' comes from another {node.op} than the other output", node)
+            return
         for name, expected in pattern.attributes.items():
             found = facts.attribute(node, name)
-            if found != expected:
+            if found is None:
+                found = schema_default(node.op, domain_of(node), self._editor.view.opset_of(self._graph, domain_of(node)), name)
+            if not same_value(found, expected):
                 self._fail(f"{name} is {found}, not {expected}", node)
                 return
         if any(matched is node for matched, _ in self.nodes):
@@ -129,7 +189,12 @@ class Attempt:
         named = pattern.bind and pattern.bind not in self.named
         if named:
             self.named[pattern.bind] = node
+        first_of_source = pattern.source is not None and id(pattern.source) not in self._sources
+        if first_of_source:
+            self._sources[id(pattern.source)] = node
         yield from self._inputs(pattern, node)
+        if first_of_source:
+            del self._sources[id(pattern.source)]
         if named:
             del self.named[pattern.bind]
         self.nodes.pop()
@@ -170,7 +235,7 @@ class Attempt:
 
     def _raises_rank(self, order: Sequence[Pattern | None], node: Any) -> bool:
         """A one-element constant of shape (1, 1, 1) lifts a vector to rank 3: then it is not a mere factor."""
-        if node.op not in _BINARY or len(order) != 2 or len(node.inputs) != 2:
+        if node.op not in _BROADCASTING or len(order) != 2 or len(node.inputs) != 2:
             return False
         for index in (0, 1):
             if isinstance(order[index], Constant) and lifts_rank(node.inputs[index], node.inputs[1 - index]):
@@ -182,7 +247,7 @@ class Attempt:
         yield from self.solve(pattern.inner, tensor)
         while peeled < _DEEPEST_PEEL:
             node = self._producer(tensor)
-            if node is None or node.op not in pattern.ops or domain_of(node) or tensor is not node.outputs[0]:
+            if node is None or node.op not in pattern.ops or domain_of(node) or tensor is not node.outputs[0] or _drops(node):
                 break
             self.nodes.append((node, None))
             peeled += 1
@@ -192,7 +257,7 @@ class Attempt:
             self.nodes.pop()
 
     def _product(self, pattern: Product, tensor: Any) -> Iterator[None]:
-        for leaves, coefficient, nodes, dtype in self._frontiers(tensor, len(pattern.factors)):
+        for leaves, coefficient, nodes, dtype in self._frontiers(tensor, len(pattern.factors), _DEEPEST_PEEL):
             # The number is judged last, so that a product with the right factors and a wrong number is told from any other.
             is_close = close(coefficient, pattern.coefficient, dtype, pattern.rel_tol)
             self.nodes.extend((node, None) for node in nodes)
@@ -204,8 +269,13 @@ class Attempt:
                         self._fail(f"the product's constant factor is {coefficient:g}, not {pattern.coefficient:g}", nodes[0])
             del self.nodes[len(self.nodes) - len(nodes) :]
 
-    def _frontiers(self, tensor: Any, count: int) -> Iterator[tuple[list[Any], float, list[Any], np.dtype[Any] | None]]:
-        """Ways to read ``tensor`` as a product of ``count`` values and a number: leaves, number, nodes in between."""
+    def _frontiers(
+        self, tensor: Any, count: int, depth: int
+    ) -> Iterator[tuple[list[Any], float, list[Any], np.dtype[Any] | None]]:
+        """Ways to read ``tensor`` as a product of ``count`` values and a number: leaves, number, nodes in between.
+
+        At most ``depth`` numbers are peeled off one after the other.
+        """
         if count == 1:
             yield [tensor], 1.0, [], None
         node = self._producer(tensor)
@@ -213,24 +283,23 @@ class Attempt:
             return
         left, right = node.inputs
         for value, scale in ((left, right), (right, left)) if node.op == "Mul" else ((left, right),):
-            number = self._factor(scale, value)
-            if number is None or (node.op == "Div" and number[0] == 0):
+            number = self._factor(scale, value) if depth else None
+            if number is None or (node.op == "Div" and (number[0] == 0 or number[1].kind in "iu")):
                 continue
             factor = number[0] if node.op == "Mul" else 1.0 / number[0]
-            for leaves, coefficient, nodes, dtype in self._frontiers(value, count):
+            for leaves, coefficient, nodes, dtype in self._frontiers(value, count, depth - 1):
                 yield leaves, coefficient * factor, [node, *nodes], dtype or number[1]
-            return
         if node.op == "Mul" and count > 1:
             for split in range(1, count):
-                for leaves, coefficient, nodes, dtype in self._frontiers(left, split):
-                    for more, further, extra, other in self._frontiers(right, count - split):
+                for leaves, coefficient, nodes, dtype in self._frontiers(left, split, depth):
+                    for more, further, extra, other in self._frontiers(right, count - split, depth):
                         yield [*leaves, *more], coefficient * further, [node, *nodes, *extra], dtype or other
 
     def _factor(self, tensor: Any, other: Any) -> tuple[float, np.dtype[Any]] | None:
         if not facts.is_constant(tensor) or not facts.is_small_constant(tensor, 1) or lifts_rank(tensor, other):
             return None
         value = facts.constant_of(tensor)
-        if value is None or value.size != 1 or value.dtype == object:
+        if value is None or value.size != 1 or not is_real(value.dtype):
             return None
         return float(value.reshape(-1)[0]), value.dtype
 
@@ -239,11 +308,46 @@ def close(found: float, expected: float, dtype: np.dtype[Any] | None, rel_tol: f
     """Whether a constant is the expected one: within ``rel_tol``, by default 1e-5 or 4 units in the last place of its dtype."""
     if rel_tol is None:
         rel_tol = _REL_TOL
-        if dtype is not None and dtype.kind == "f":
-            rel_tol = max(rel_tol, _UNITS * float(np.finfo(dtype).eps))
-        elif dtype is not None and dtype.name == "bfloat16":
+        if dtype is not None and dtype.name == "bfloat16":
             rel_tol = _UNITS * 2.0**-8
+        elif dtype is not None and dtype.itemsize == 1 and dtype.kind not in "iub":
+            return found == float(np.asarray(expected).astype(dtype))
+        elif dtype is not None and dtype.kind == "f":
+            rel_tol = max(rel_tol, _UNITS * float(np.finfo(dtype).eps))
     return isclose(found, expected, rel_tol=rel_tol, abs_tol=0.0)
+
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether elements of the dtype are real numbers: no strings, objects or complex numbers."""
+    return dtype.kind not in "OSUc"
+
+
+def same_value(found: Any, expected: Any) -> bool:
+    """Whether an attribute has the value that a pattern asks for; floats are stored with 32 bits."""
+    if isinstance(expected, (list, tuple)):
+        return isinstance(found, (list, tuple)) and len(found) == len(expected) and all(map(same_value, found, expected))
+    if isinstance(expected, (bool, int, float)) and isinstance(found, (int, float)):
+        return isclose(found, expected, rel_tol=1e-6) if isinstance(found, float) else found == expected
+    return type(found) is type(expected) and bool(found == expected)
+
+
+@lru_cache(maxsize=1024)
+def schema_default(op: str, domain: str, opset: int, name: str) -> Any:
+    """The default of an attribute in the op's schema, or None."""
+    try:
+        attribute = onnx.defs.get_schema(op, opset, domain).attributes[name]
+    except (onnx.defs.SchemaError, KeyError):
+        return None
+    found = onnx.helper.get_attribute_value(attribute.default_value) if attribute.default_value.name else None
+    return found.decode() if isinstance(found, bytes) else found
+
+
+def _drops(node: Any) -> bool:
+    """Whether a Dropout may run in training mode; only in inference is it the identity."""
+    if node.op != "Dropout" or len(node.inputs) < 3 or not node.inputs[2].name:
+        return False
+    mode = facts.constant_of(node.inputs[2])
+    return mode is None or bool(mode.any())
 
 
 def lifts_rank(constant: Any, other: Any) -> bool:
