@@ -1,7 +1,7 @@
 """Writes models node by node, for tests that go through many spellings of one computation."""
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 OPSETS = [11, 13, 14, 17, 18, 20, 23]
 
@@ -29,6 +29,16 @@ class Spelling:
             return self("Constant", value=helper.make_tensor("t", elem_type, shape, array.reshape(-1)))
         self.initializers.append(helper.make_tensor(name, elem_type, shape, array.reshape(-1)))
         return name
+
+    def array(self, values):
+        """A constant of these values, as an initializer or a Constant node."""
+        tensor = numpy_helper.from_array(
+            np.ascontiguousarray(values).reshape(np.shape(values)), f"a{len(self.nodes)}_{len(self.initializers)}"
+        )
+        if self.constants == "node":
+            return self("Constant", value=tensor)
+        self.initializers.append(tensor)
+        return tensor.name
 
     def model(self, result, outputs=(), x_type=None):
         if self.nodes[-1].output[0] == result:
