@@ -23,6 +23,7 @@ def ensure(view: View) -> None:
     if not view.facts_stale:
         return
     view.facts_stale = False
+    view.inference_runs += 1
     model = view.to_model()
     try:
         inferred = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
@@ -42,7 +43,7 @@ def _assign(view: View, inferred: ModelProto) -> None:
             for tensor in node.outputs:
                 found = types.get(tensor.name)
                 if found is not None and found.HasField("tensor_type") and isinstance(tensor, gs.Variable):
-                    set_facts(tensor, found.tensor_type)
+                    set_facts(tensor, found.tensor_type, view.inference_runs)
             if node_has_bodies(node):
                 pending.extend(zip(node.subgraphs(), bodies(node_proto), strict=True))
 

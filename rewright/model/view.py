@@ -45,6 +45,7 @@ class View:
         self.model = model
         self.opsets = {_standard(entry.domain): entry.version for entry in model.proto.opset_import}
         self.facts_stale = True
+        self.inference_runs = 0
         self.facts_problem = ""
         importer = _Importer(model, self.opsets)
         with _collector_paused():
@@ -236,17 +237,30 @@ def _set_type(variable: Any, value: onnx.ValueInfoProto) -> None:
         set_facts(variable, value.type.tensor_type)
 
 
-def set_facts(variable: Any, tensor_type: Any) -> None:
-    """Fills what ``tensor_type`` (onnx.TypeProto.Tensor) says and the variable does not know; never erases a fact."""
+MADE_UP_SYMBOL = "unk__"
+"""How onnx's shape inference names a dimension that it knows nothing about; it counts from 0 in each run."""
+
+
+def set_facts(variable: Any, tensor_type: Any, run: int = 0) -> None:
+    """Fills what ``tensor_type`` (onnx.TypeProto.Tensor) says and the variable does not know; never erases a fact.
+
+    Symbols that shape inference made up get ``run`` into their name: "unk__0" of two runs are two dimensions.
+    """
     if variable.dtype is None and tensor_type.elem_type:
         variable.dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
     if tensor_type.HasField("shape"):
         known = variable.shape
-        dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor_type.shape.dim]
+        dims = [dim.dim_value if dim.HasField("dim_value") else _symbol(dim.dim_param, run) for dim in tensor_type.shape.dim]
         if known is None or len(known) != len(dims):
             variable.shape = dims if known is None else known
         else:
             variable.shape = [_better(old, new) for old, new in zip(known, dims, strict=True)]
+
+
+def _symbol(name: str, run: int) -> str | None:
+    if run and name.startswith(MADE_UP_SYMBOL):
+        return f"{MADE_UP_SYMBOL}run{run}_{name.removeprefix(MADE_UP_SYMBOL)}"
+    return name or None
 
 
 def _better(old: Any, new: Any) -> Any:
