@@ -42,8 +42,8 @@ def guarded(command: Callable[Parameters, int]) -> Callable[Parameters, int]:
     def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> int:
         try:
             return command(*arguments, **options)
-        except typer.TyperException:
-            raise  # wrong usage, which typer knows more about
+        except (typer.TyperException, KeyboardInterrupt):
+            raise  # both have their message in `main.run`
         except BaseException as error:
             return status_of(error)
 

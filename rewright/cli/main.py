@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, OSError):
             abandon_output()
         return status_of(error)
-    if status == INTERRUPTED:  # typer has caught it before the command began
+    if status == INTERRUPTED:  # typer makes a status of KeyboardInterrupt
         return status_of(KeyboardInterrupt())
     return status if isinstance(status, int) else 0
 

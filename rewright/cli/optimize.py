@@ -106,12 +106,12 @@ def _conclude(report: Report, output: Path, quiet: bool) -> int:
     if report.verdict == "failed":
         console.error(f"the result is not what the original was: {report.reason}", f"Nothing was written to {output}.")
         return DIFFERENT
-    if not quiet:
-        console.note(f"wrote {output}")
     if report.verdict == "unverified" and report.verify in ("model", "strict"):
         console.error(
             f"{report.reason}.".replace("..", "."),
             f"{output} was written without that comparison. `--verify structure` accepts this; --inputs gives other inputs.",
         )
         return UNUSABLE
+    if not quiet:
+        console.note(f"wrote {output}")
     return DONE
