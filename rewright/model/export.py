@@ -334,18 +334,16 @@ def tensor_proto(constant: Any, files: WeightFiles) -> TensorProto:
     Made once for each array: large arrays go to the spill file of ``files``.
     """
     held = constant._values
-    if isinstance(held, WeightRef):
+    if isinstance(held, gs.ir.tensor.LazyValues):
         if held.tensor.name == constant.name:
-            return held.tensor
+            return cast(TensorProto, held.tensor)
         renamed = TensorProto()
         renamed.CopyFrom(held.tensor)
         renamed.name = constant.name
         return renamed
-    if isinstance(held, gs.ir.tensor.LazyValues):
-        return held.tensor  # type: ignore[no-any-return]
     cached: tuple[Any, TensorProto] | None = getattr(constant, "_exported", None)
     if cached is None or cached[0] is not held or cached[1].name != constant.name:
-        cached = (held, _encoded(constant.name, held, files))
+        cached = (held, _encoded(constant.name, _as_exported(constant), files))
         constant._exported = cached
     return cached[1]
 

@@ -161,7 +161,7 @@ class Graph(_Repaired, gs.Graph):  # type: ignore[misc]
 
     def _empty_copy(self) -> Graph:
         made = Graph(name=self.name, doc_string=self.doc_string, opset=self.opset, ir_version=self.ir_version)
-        made.import_domains = copy.copy(self.import_domains)
+        made.import_domains = copy.deepcopy(self.import_domains)
         made.producer_name, made.producer_version = self.producer_name, self.producer_version
         return made
 
@@ -176,7 +176,7 @@ class Function(_Repaired, gs.Function):  # type: ignore[misc]
     def _empty_copy(self) -> Function:
         attributes = dict(self.attrs)
         made = Function(self.name, self.domain, doc_string=self.doc_string, opset=self.opset, attrs=attributes)
-        made.import_domains, made.ir_version = copy.copy(self.import_domains), self.ir_version
+        made.import_domains, made.ir_version = copy.deepcopy(self.import_domains), self.ir_version
         return made
 
 
