@@ -45,27 +45,24 @@ class LayerNorm(PatternPass):
 
         centred = x - mean(x)
         variance = mean(op.square(centred)) + epsilon
-        root = op.any_of(op.Sqrt(variance), variance**0.5)
+        root = variance**0.5
         inverse = op.inverse_sqrt(variance)
         normalised = op.any_of(centred / root, centred * inverse)
         narrowed = op.Cast(normalised, bind="narrowed")
         scaled = op.any_of(
-            normalised * scale,
-            narrowed * scale,
+            op.any_of(normalised, narrowed) * scale,
             centred * (inverse * scale),
             (centred * scale) * inverse,
             (centred * scale) / root,
         )
 
         def tensorflow(factor: Any) -> Any:
-            return x * factor + (bias - mean(x) * factor)
+            return (bias - mean(x) * factor) + x * factor
 
         return op.any_of(
             tensorflow(inverse * scale),
             tensorflow(inverse),
-            scaled + bias,
-            normalised + bias,
-            narrowed + bias,
+            op.any_of(scaled, normalised, narrowed) + bias,
             scaled,
             normalised,
         )

@@ -51,6 +51,8 @@ class SkipLayerNorm(PatternPass):
     def check(
         self, match: Match, x: Value, skip: Value, gamma: Value, bias: Value | None = None, beta: Value | None = None
     ) -> None:
+        if bias is not None:  # first, for then the plain sum is tried as well and has the better reason
+            match.require(bias.is_constant and _is_matmul(x.producer), "not a MatMul with a constant bias", x)
         total = match.the_node("sum").outputs[0]
         for operand in (x, skip):
             match.require(not operand.is_constant, "an operand of the sum is a constant, not a residual", operand)
@@ -62,9 +64,6 @@ class SkipLayerNorm(PatternPass):
         for name, value in (("gamma", gamma), ("beta", beta), ("bias", bias)):
             if value is not None:
                 _check_vector(match, name, value, size)
-        if bias is not None:
-            match.require(bias.is_constant, "the bias is not a constant", bias)
-            match.require(_is_matmul(x.producer), "the biased operand is not a MatMul", x)
         match.require(_operands(x, skip) is not None, f"the operands have the shapes {x.shape} and {skip.shape}", total)
 
     def rewrite(
