@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from os import PathLike
@@ -40,16 +41,13 @@ def save(model: Model, path: str | PathLike[str], external_data: bool | None = N
         ModelError: the output cannot be written (permissions, full disk); nothing is left behind.
     """
     target = Path(os.path.abspath(path))
+    _refuse_place(target)
     data_target = target.with_name(target.name + ".data")
     inline = sum(weight.length for weight in map(slice_of, stubs(model.proto))) + model.proto.ByteSize()
     if external_data is None:
         external_data = model.has_external_data
     external_data = external_data or inline >= INLINE_LIMIT
     _refuse_sources(model, [target, data_target] if external_data else [target])
-    if target.is_dir():
-        raise UsageError(f"{target} is a directory.", "Name the .onnx file to write.")
-    if target.exists() and not target.is_file():
-        raise UsageError(f"{target} is a device or a pipe, which is never replaced.", "Name the .onnx file to write.")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     data_temporary = target.with_name(f".{data_target.name}.{os.getpid()}.partial")
     try:
@@ -75,6 +73,17 @@ def save(model: Model, path: str | PathLike[str], external_data: bool | None = N
         for leftover in (temporary, data_temporary):
             with suppress(OSError):
                 leftover.unlink()
+
+
+def _refuse_place(target: Path) -> None:
+    try:
+        kind = target.stat().st_mode
+    except OSError:  # usually it is not there yet; anything else shows when it is written
+        return
+    if stat.S_ISDIR(kind):
+        raise UsageError(f"{target} is a directory.", "Name the .onnx file to write.")
+    if not stat.S_ISREG(kind):
+        raise UsageError(f"{target} is a device or a pipe, which is never replaced.", "Name the .onnx file to write.")
 
 
 def _refuse_sources(model: Model, targets: Iterable[Path]) -> None:
