@@ -56,12 +56,14 @@ def command_line(capfd: pytest.CaptureFixture[str]) -> CommandLine:
 
 @pytest.fixture
 def process() -> CommandLine:
-    """`process("verify", a, b, env={...})`: `python -m rewright`, as a user runs it; slower."""
+    """`process("verify", a, b, path=folder)`: `python -m rewright`, as a user runs it, with modules of that folder; slower."""
 
-    def execute(*arguments: str | Path, env: dict[str, str] | None = None) -> Outcome:
+    def execute(*arguments: str | Path, path: Path | None = None, **variables: str) -> Outcome:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("REWRIGHT_")}
+        if path is not None:
+            kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(path), kept.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "rewright", *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, env=kept | (env or {}), capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=kept | variables, capture_output=True, text=True, timeout=120, check=False)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return execute

@@ -156,9 +156,10 @@ def _described(pass_class: type[Pass], catalog: Catalog) -> dict[str, object]:
 def _show_page(pass_class: type[Pass], catalog: Catalog, screen: Console) -> None:
     title, _, body = inspect.cleandoc(pass_class.__doc__ or "").partition("\n")
     screen.print(Text(pass_class.name, "bold cyan"))
-    screen.print(Padding(Text(title, "bold"), (0, 0, 1, 0)))
+    screen.print(Text(title, "bold"))
     if body.strip():
-        screen.print(Padding(Markdown(inspect.cleandoc(body)), (0, 0, 1, 0)))
+        screen.print(Markdown(inspect.cleandoc(body)))
+    screen.print()
     facts = _facts(
         ("exactness", [pass_class.exactness]),
         ("emits", pass_class.emits),

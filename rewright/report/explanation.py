@@ -54,7 +54,7 @@ def _print_pass(record: PassReport, console: Console, limit: int | None) -> None
 
 
 def _print_group(style: str, count: str, what: str, nodes: Sequence[str], console: Console, limit: int | None) -> None:
-    console.print(Padding(Text(f"{count} ", style).append(printable(what), "default"), (0, 0, 0, 2)))
+    console.print(Padding(Text(f"{count} ", style).append(printable(what), "default"), (0, 0, 0, 2), expand=False))
     for node in nodes[:limit]:
         console.print(Text(f"       {printable(node)}", "dim"), soft_wrap=True)
     if limit is not None and len(nodes) > limit:

@@ -74,14 +74,10 @@ def _facts() -> Table:
 
 
 def _pass_table(report: Report, console: Console) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD if _is_unicode(console) else box.ASCII2,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        collapse_padding=True,
-        header_style="dim",
-    )
+    if _is_unicode(console):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="dim")
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("", width=1)
     table.add_column("pass", overflow="fold")
     table.add_column("sites", justify="right", no_wrap=True)
@@ -131,7 +127,7 @@ def _print_rejections(report: Report, console: Console) -> None:
         grid.add_row(f"{len(reason.nodes)}x", line.append(f"  {printable(reason.nodes[0])}", "dim not bold"))
     if len(reasons) > _REASONS:
         grid.add_row("", Text(f"and {len(reasons) - _REASONS} more reasons; `rewright explain` lists them", "dim"))
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
 
 
 def _print_failures(report: Report, console: Console) -> None:

@@ -1,0 +1,63 @@
+"""`rewright reproduce`: status 1 while it fails, 0 once it is mended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+BERT = Path(__file__).parents[1] / "zoo" / "bert.ts17.sdpa.onnx"
+
+WRONG = """
+from rewright import PatternPass
+
+class Tanh(PatternPass):
+    \"\"\"Erf(x) -> Tanh(x).\"\"\"
+
+    name = "odd-tanh"
+
+    def pattern(self, op, x):
+        return op.Erf(x)
+
+    def rewrite(self, op, x):
+        return op.Tanh(x)
+"""
+MENDED = (
+    WRONG
+    + """
+    def check(self, match, x):
+        match.require(False, "Tanh is not Erf", match.root)
+"""
+)
+
+
+@pytest.fixture
+def reproducer(tmp_path, process) -> Path:
+    """What a wrong pass of the plugin module odd_passes left."""
+    (tmp_path / "odd_passes.py").write_text(WRONG)
+    options = ["--plugin", "odd_passes:Tanh", "-p", "odd-tanh", "--json"]
+    outcome = process("optimize", BERT, "-o", tmp_path / "out.onnx", *options, path=tmp_path)
+    (record,) = json.loads(outcome.out)["passes"]
+    return Path(record["reproducer"])
+
+
+def test_it_fails_again_until_the_pass_is_mended(reproducer, process, tmp_path):
+    outcome = process("reproduce", reproducer, "--plugin", "odd_passes:Tanh", path=tmp_path)
+    assert "it still fails: parity: output 'logits'" in outcome.assert_one_error(status=1)
+    assert "odd-tanh rolled back" in outcome.out
+
+    (tmp_path / "odd_passes.py").write_text(MENDED)
+    outcome = process("reproduce", reproducer, "--plugin", "odd_passes:Tanh", "--json", path=tmp_path)
+    assert outcome.status == 0, outcome.err
+    assert outcome.err.startswith("mended; it failed because of: parity: output 'logits'")
+    assert json.loads(outcome.out)["verdict"] == "passed"
+
+
+def test_a_folder_that_is_no_reproducer(command_line, tmp_path):
+    assert "is not a folder" in command_line("reproduce", tmp_path / "absent").assert_one_error()
+    assert "not a complete reproducer" in command_line("reproduce", tmp_path).assert_one_error()
+
+
+def test_a_pass_that_is_not_installed_here(reproducer, process):
+    assert "there is no pass 'odd-tanh'" in process("reproduce", reproducer).assert_one_error()
