@@ -257,6 +257,13 @@ def _with_unknown_rank_output(proto):
     return proto
 
 
+def test_the_middle_axis_is_not_taken_for_the_last_even_where_all_shapes_fit():
+    """Both means over axis 1 of (2, 4, 4), scale and bias of length 4: fused as the last axis it would differ by 2.4."""
+    for opset in (17, 18):
+        before = model_of(opset, shape=(2, 4, 4), axes=(1,), parameter_shape=(4,), scale=SCALE[:4], bias=BIAS[:4])
+        assert_refused(before, "a mean is over the axes [-2], not over the last ones")
+
+
 @pytest.mark.parametrize("opset", [17, 18])
 def test_keepdims_0_is_refused(opset):
     # Square, so that the wrongly broadcast graph runs at all.
