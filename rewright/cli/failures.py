@@ -58,7 +58,7 @@ def status_of(error: BaseException) -> int:
         abandon_output()
         return BROKEN_PIPE
     if isinstance(error, KeyboardInterrupt):
-        console.error("interrupted.", "Nothing was written to the output; run the command again.")
+        console.error("interrupted.", "Outputs are written whole or not at all; run the command again.")
         return INTERRUPTED
     if isinstance(error, RewrightError):
         default = next((step for kind, step in _NEXT_STEPS if isinstance(error, kind)), _NEXT_STEPS[-1][1])
