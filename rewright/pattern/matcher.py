@@ -206,14 +206,16 @@ class Attempt:
         if len(given) > len(wanted) and not pattern.open_inputs:
             self._fail(f"{node.op} has {len(given)} inputs, {len(wanted)} expected", node)
             return
-        orders: list[Sequence[Pattern | None]] = [wanted]
-        if node.op in COMMUTATIVE and len(wanted) == 2 and wanted[0] is not wanted[1]:
-            orders.append(wanted[::-1])
+        # The operands change places, not the patterns: a pattern's first operand is always tried first, and the author puts
+        # the telling one there.
+        orders = [given]
+        if node.op in COMMUTATIVE and len(wanted) == len(given) == 2 and wanted[0] is not wanted[1]:
+            orders.append(given[::-1])
         for order in orders:
-            if self._raises_rank(order, node):
+            if self._raises_rank(wanted, order, node):
                 self._fail("a constant operand has more dimensions than the value it is combined with", node)
                 continue
-            yield from self._each(order, given, 0)
+            yield from self._each(wanted, order, 0)
 
     def _each(self, wanted: Sequence[Pattern | None], given: list[Any], index: int) -> Iterator[None]:
         if index == len(wanted):
@@ -233,12 +235,12 @@ class Attempt:
         for _ in self.solve(pattern, tensor):
             yield from self._each(wanted, given, index + 1)
 
-    def _raises_rank(self, order: Sequence[Pattern | None], node: Any) -> bool:
+    def _raises_rank(self, wanted: Sequence[Pattern | None], given: list[Any], node: Any) -> bool:
         """A one-element constant of shape (1, 1, 1) lifts a vector to rank 3: then it is not a mere factor."""
-        if node.op not in _BROADCASTING or len(order) != 2 or len(node.inputs) != 2:
+        if node.op not in _BROADCASTING or len(wanted) != 2 or len(given) != 2:
             return False
         for index in (0, 1):
-            if isinstance(order[index], Constant) and lifts_rank(node.inputs[index], node.inputs[1 - index]):
+            if isinstance(wanted[index], Constant) and lifts_rank(given[index], given[1 - index]):
                 return True
         return False
 
