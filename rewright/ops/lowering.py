@@ -6,6 +6,8 @@ its contract.
 
 from __future__ import annotations
 
+from itertools import count
+
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper
 
@@ -15,6 +17,8 @@ from rewright.ops.targets import unsupported
 
 LOWERED_DOMAIN = "rewright.lowered"
 """The domain of the functions; each specialisation has a name of its own."""
+
+_FIRST_IR_WITH_FUNCTIONS = 8
 
 
 def lower(model: Model, target: str = "cpu", every: bool = False) -> Model:
@@ -40,7 +44,9 @@ def lower(model: Model, target: str = "cpu", every: bool = False) -> Model:
     if not lowering.functions:
         return model
     lowered.functions.extend(lowering.functions.values())
-    lowered.opset_import.append(helper.make_opsetid(LOWERED_DOMAIN, 1))
+    if all(entry.domain != LOWERED_DOMAIN for entry in proto.opset_import):
+        lowered.opset_import.append(helper.make_opsetid(LOWERED_DOMAIN, 1))
+    lowered.ir_version = max(lowered.ir_version, _FIRST_IR_WITH_FUNCTIONS)
     return model.with_proto(lowered)
 
 
@@ -50,6 +56,7 @@ class _Lowering:
         self._opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
         self._target = target
         self._every = every
+        self._taken = {function.name for function in proto.functions}
         self.functions: dict[bytes, FunctionProto] = {}
 
     def graph(self, graph: GraphProto) -> None:
@@ -69,7 +76,9 @@ class _Lowering:
         key = body.SerializeToString(deterministic=True)
         function = self.functions.get(key)
         if function is None:
-            body.domain, body.name = LOWERED_DOMAIN, f"{contract.op}_{len(self.functions)}"
+            numbered = (f"{contract.op}_{number}" for number in count(len(self.functions)))
+            body.domain, body.name = LOWERED_DOMAIN, next(name for name in numbered if name not in self._taken)
+            self._taken.add(body.name)
             function = self.functions[key] = body
         given = [name for name in node.input if name], [name for name in node.output if name]
         del node.attribute[:], node.input[:], node.output[:]

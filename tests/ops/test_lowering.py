@@ -76,3 +76,14 @@ def test_functions_are_specialised_by_attributes_and_optional_inputs():
     calls = [(node.op_type, len(node.input), len(node.output)) for node in lowered.proto.graph.node]
     assert [name for name, _, _ in calls] == [f"SkipLayerNormalization_{number}" for number in range(3)]
     assert calls[2][1:] == (4, 4)
+
+
+def test_lowering_twice_and_models_older_than_functions():
+    text = HALF.replace("ir_version: 8", "ir_version: 7")
+    once = lower(load(parser.parse_model(text)))
+    assert once.proto.ir_version == 8
+    twice = lower(once, every=True)
+    onnx.checker.check_model(twice.proto, full_check=True)
+    assert [function.name for function in twice.proto.functions] == ["BiasGelu_0", "Gelu_1", "Gelu_0"]
+    assert "com.microsoft::Gelu" not in twice.op_counts()
+    assert lower(twice, every=True) is twice

@@ -21,7 +21,7 @@ class BiasGelu(PatternPass):
 
     name = "bias-gelu"
     exactness = "reassociating"
-    emits = ("com.microsoft::BiasGelu",)
+    emits = ("com.microsoft.BiasGelu",)
     after = ("gelu", "skip-layer-norm")
 
     def pattern(self, op: Any, x: Any, bias: Any) -> Any:

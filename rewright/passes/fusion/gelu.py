@@ -30,7 +30,7 @@ class Gelu(PatternPass):
 
     name = "gelu"
     exactness = "reassociating"
-    emits = ("com.microsoft::Gelu",)
+    emits = ("com.microsoft.Gelu",)
     after = ("constant-folding", "layer-norm")
     anchors = ("Erf",)
 

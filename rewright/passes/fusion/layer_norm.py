@@ -47,12 +47,12 @@ class LayerNorm(PatternPass):
         variance = mean(op.square(centred)) + epsilon
         root = variance**0.5
         inverse = op.inverse_sqrt(variance)
-        normalised = op.any_of(centred / root, centred * inverse)
+        normalised = op.any_of(centred / root, inverse * centred)
         narrowed = op.Cast(normalised, bind="narrowed")
         scaled = op.any_of(
             op.any_of(normalised, narrowed) * scale,
-            centred * (inverse * scale),
-            (centred * scale) * inverse,
+            (inverse * scale) * centred,
+            inverse * (centred * scale),
             (centred * scale) / root,
         )
 

@@ -18,7 +18,7 @@ class SkipLayerNorm(PatternPass):
     output = (s - mean(s)) / sqrt(var(s) + epsilon) * gamma + beta, with s = x + skip + bias over the last axis.
 
     1. Both operands must have the same shape, of rank 2 or 3, wholly known by number or symbol; beside an operand of rank 3
-       the other may be (1, S, H) or (S, H), and becomes the skip.
+       the other may be (1, S, H) or (S, H), and becomes the skip (not for the target dml).
     2. The normalised axis must be the last, epsilon is written out (the op's own default is 1e-12, not 1e-5), a missing bias of
        the LayerNormalization stays missing.
     3. Where the sum is used elsewhere too, it becomes the fourth output.
@@ -36,7 +36,7 @@ class SkipLayerNorm(PatternPass):
 
     name = "skip-layer-norm"
     exactness = "reassociating"
-    emits = ("com.microsoft::SkipLayerNormalization",)
+    emits = ("com.microsoft.SkipLayerNormalization",)
     after = ("layer-norm", "gelu")
     anchors = ("LayerNormalization",)
 
@@ -65,6 +65,8 @@ class SkipLayerNorm(PatternPass):
             if value is not None:
                 _check_vector(match, name, value, size)
         match.require(_operands(x, skip) is not None, f"the operands have the shapes {x.shape} and {skip.shape}", total)
+        same = x.same_shape(skip) or match.target != "dml"
+        match.require(same, "the operands' shapes differ, and the kernel of the target 'dml' takes only equal ones", total)
 
     def rewrite(
         self,

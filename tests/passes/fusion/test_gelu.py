@@ -162,6 +162,35 @@ def test_a_gelu_inside_a_body_is_fused_there():
         parity(text, after, {"x": X, "c": np.array(choice)}, rtol=2e-6, atol=1e-6)
 
 
+def test_a_constant_that_the_caller_may_override_is_not_a_constant():
+    spell = Spelling(17)
+    before = spell.model(gelu(spell))
+    root = before.graph.initializer[0]
+    before.graph.input.append(helper.make_tensor_value_info(root.name, TensorProto.FLOAT, []))
+    session, _ = run_pass(Gelu(), before)
+    assert not session.sites
+    assert f"'{root.name}' is not the constant 1.41421" in session.rejections[0].reason
+
+
+def test_in_a_function_the_dtype_is_unknown():
+    text = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[2, 3, 5] x) => (float[2, 3, 5] y) { y = local.act(x) }
+        <domain: "local", opset_import: ["" : 17]>
+        act (x) => (y) {
+            r = Constant<value = float {1.4142135}>()
+            one = Constant<value = float {1.0}>()
+            h = Constant<value = float {0.5}>()
+            d = Div(x, r)
+            e = Erf(d)
+            s = Add(e, one)
+            m = Mul(x, s)
+            y = Mul(m, h)
+        }"""
+    session, after = run_pass(Gelu(), text)
+    assert after.op_counts()["ai.onnx::Erf"] == 1
+    assert "dtype is unknown" in session.rejections[0].reason
+
+
 def test_a_standard_gelu_is_left_alone():
     text = '<ir_version: 10, opset_import: ["" : 20]> g (float[4] x) => (float[4] y) { y = Gelu<approximate = "tanh">(x) }'
     session, _ = run_pass(Gelu(), text)

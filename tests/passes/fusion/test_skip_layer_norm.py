@@ -195,6 +195,12 @@ def test_the_portable_target_declines():
     assert_refused(model(), "the target 'portable' has no kernel for com.microsoft.SkipLayerNormalization", "portable")
 
 
+def test_a_broadcast_operand_is_not_for_dml():
+    assert_refused(model(skip="1, S, 8"), "the kernel of the target 'dml' takes only equal ones", "dml")
+    _, after = run_pass(SkipLayerNorm(), model(), "dml")
+    assert "SkipLayerNormalization" in ops(after)
+
+
 REFUSALS = {
     "rank 4": (model(x="A, B, S, 8", skip="A, B, S, 8", out="A, B, S, 8"), "the sum has rank 4, and the op takes 2 or 3"),
     "rank 1": (model(x="8", skip="8", out="8"), "the sum has rank 1"),
