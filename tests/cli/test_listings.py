@@ -23,7 +23,7 @@ def test_a_pass_has_a_page(command_line):
     for heading in (
         "exactness",
         "emits",
-        "com.microsoft::BiasGelu",
+        "com.microsoft.BiasGelu",
         "after",
         "backends",
         "owner",
