@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from rewright.ops.microsoft import DOMAIN
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import NodeRef, Value
@@ -29,9 +31,6 @@ class SkipLayerNorm(PatternPass):
     The CPU kernel agrees with float64 to a few units in the last place; where a row's mean is a hundred times its spread, its
     error is up to ten times that of LayerNormalization (about 1.5e-7 times the ratio).
     Source: ONNX LayerNormalization-17; ONNX Runtime contrib operator SkipLayerNormalization.
-
-    Options:
-        bias: take the bias of a preceding MatMul into the op.
     """
 
     name = "skip-layer-norm"
@@ -40,7 +39,7 @@ class SkipLayerNorm(PatternPass):
     after = ("layer-norm", "gelu")
     anchors = ("LayerNormalization",)
 
-    bias: bool = True
+    bias: bool = Field(default=True, description="Take the bias of a preceding MatMul into the op.")
 
     def pattern(self, op: Any, x: Any, skip: Any, bias: Any, gamma: Any, beta: Any) -> Any:
         biased = op.Add(op.Add(x, bias), skip, bind="sum")
