@@ -93,8 +93,8 @@ class Constant(Pattern):
 class NodePattern(Pattern):
     """An op and its inputs.
 
-    ``attributes`` are compared with the node's (or with the schema's default where absent). ``keep`` lets other nodes use the
-    value: the node then stays. ``bind`` names the node for ``match.node``. Extra inputs of the node are allowed if ``open_inputs``.
+    ``attributes`` are compared with the node's, or with the schema's default where absent. ``keep`` lets other nodes use the
+    value; the node then stays. ``bind`` names the node for ``match.node``. ``open_inputs`` allows more inputs than these.
     """
 
     op: str
@@ -161,13 +161,13 @@ class Tracer:
         """The first of the patterns that fits."""
         return Any_(tuple(_required(choice) for choice in choices))
 
-    def optional(self, inner: Pattern) -> Pattern:
+    def optional(self, inner: Pattern | Number) -> Pattern:
         """An input that the node may omit."""
-        return Optional_(inner)
+        return Optional_(_required(inner))
 
-    def through(self, inner: Pattern, *ops: str) -> Pattern:
+    def through(self, inner: Pattern | Number, *ops: str) -> Pattern:
         """``inner``, or ``inner`` under any number of these unary ops (by default Cast, Identity and Dropout)."""
-        return Through(inner, ops or ("Cast", "Identity", "Dropout"))
+        return Through(_required(inner), ops or ("Cast", "Identity", "Dropout"))
 
     def constant(self, value: Number, rel_tol: float | None = None) -> Pattern:
         """A one-element constant of this value."""

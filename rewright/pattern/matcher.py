@@ -239,10 +239,7 @@ class Attempt:
         """A one-element constant of shape (1, 1, 1) lifts a vector to rank 3: then it is not a mere factor."""
         if node.op not in _BROADCASTING or len(wanted) != 2 or len(given) != 2:
             return False
-        for index in (0, 1):
-            if isinstance(wanted[index], Constant) and lifts_rank(given[index], given[1 - index]):
-                return True
-        return False
+        return any(isinstance(wanted[index], Constant) and lifts_rank(given[index], given[1 - index]) for index in (0, 1))
 
     def _through(self, pattern: Through, tensor: Any) -> Iterator[None]:
         peeled = 0
