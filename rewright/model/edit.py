@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from rewright.model.elements import drop, make_node, normal_domain
+from rewright.model.elements import drop, make_node, make_variable, normal_domain
 from rewright.model.facts import producer
 from rewright.model.graph import state_of
 from rewright.model.order import node_has_bodies
@@ -126,7 +126,10 @@ class Editor:
         if not self.is_graph_output(old):
             return []
         for tensor_producer in list(old.inputs):
-            drop(tensor_producer.outputs, old)
+            # A node that stays for its other outputs keeps their positions.
+            unused = make_variable(f"{old.name}/replaced")
+            list.__setitem__(tensor_producer.outputs, index_of(tensor_producer.outputs, old), unused)
+            list.append(unused.inputs, tensor_producer)
             drop(old.inputs, tensor_producer)
         identity = make_node("Identity", old.name + "/Identity", "", [new], [old])
         self.insert([identity], at)
@@ -165,6 +168,11 @@ class Editor:
                 pending.extend((item, False) for item in reversed(before))
             elif getattr(current, "alive", True):
                 nodes.append(current)
+
+
+def index_of(items: Any, wanted: Any) -> int:
+    """The position of ``wanted`` in a list, by identity."""
+    return next(index for index, item in enumerate(items) if item is wanted)
 
 
 def _replace_input(node: Any, old: Any, new: Any) -> None:

@@ -143,6 +143,18 @@ def test_a_graph_output_keeps_its_name_through_an_identity() -> None:
     assert finished(opened, work) == ["a = Neg(x)", "y = Identity(a)"]
 
 
+def test_redirecting_one_of_several_outputs_leaves_the_others_in_place() -> None:
+    opened = view("a, b = Split <num_outputs = 2> (x) c = Neg(b)", "(float[4] x) => (float[2] a, float[2] c)")
+    split = opened.graph.nodes[0]
+    a, c = split.outputs[0], opened.graph.nodes[1].outputs[0]
+    assert finished(opened, lambda editor: editor.redirect(a, c, at=split)) == [
+        "a/replaced,b = Split(x)",
+        "c = Neg(b)",
+        "a = Identity(c)",
+    ]
+    onnx.checker.check_model(opened.to_model().proto)
+
+
 def test_a_fan_out_is_redirected_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = view("h = Neg(x) y = Abs(x)")
     h, x = opened.graph.nodes[0].outputs[0], opened.graph.inputs[0]
