@@ -1,7 +1,7 @@
 """Reproducer folders: everything that is needed to see a failure again, and to see that it is mended.
 
-A folder holds ``before.onnx`` (the model before the failing pass), ``chain.txt`` (that pass alone), ``inputs/*.npz``, ``failure.json``
-(versions and the gate's evidence) and ``COMMAND`` (one line).
+A folder holds ``before.onnx`` (the model before the failing pass), ``chain.txt`` (that pass alone), ``inputs/*.npz``,
+``failure.json`` (versions and the gate's evidence) and ``COMMAND`` (one line).
 """
 
 from __future__ import annotations

@@ -139,6 +139,8 @@ class _Run:
             return None
 
     def run(self) -> RunResult:
+        if self.options.verify != "off":
+            self.worker.warm_up()
         for index, step in enumerate(self.passes):
             self._progress(step.name, index)
             record = self._step(step, index)

@@ -63,6 +63,10 @@ class Model:
 
     def op_counts(self) -> dict[str, int]:
         """How often each op occurs, bodies and functions included, as ``{"ai.onnx::MatMul": 12, ...}``."""
+        return dict(self._op_counts)
+
+    @cached_property
+    def _op_counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
         for node in all_nodes(self.proto):
             key = f"{node.domain or 'ai.onnx'}::{node.op_type}"
@@ -71,7 +75,7 @@ class Model:
 
     def node_count(self) -> int:
         """Nodes of the graph, of its bodies and of its functions."""
-        return sum(1 for _ in all_nodes(self.proto))
+        return sum(self._op_counts.values())
 
     def nbytes(self) -> int:
         """Bytes of the skeleton plus the bytes of each distinct weight."""

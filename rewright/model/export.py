@@ -12,7 +12,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from rewright.model.carrier import Model
 from rewright.model.elements import Constant, Opaque, WeightRef, normal_domain, same_attribute
 from rewright.model.errors import PassError
-from rewright.model.graph import state_of, walk_bodies
+from rewright.model.graph import GraphState, state_of, walk_bodies
 from rewright.model.order import node_has_bodies, stable_order
 from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING, View
 from rewright.model.weights import STUB_THRESHOLD, Slice, WeightFiles, make_stub, slice_of
@@ -50,9 +50,7 @@ class _Exporter:
         source = cast("GraphProto | None", state.proto)
         graph.nodes = stable_order(graph.nodes)
         if source is not None:
-            proto.CopyFrom(source)  # unknown fields included
-            for name in _REBUILT_GRAPH_FIELDS:
-                proto.ClearField(name)
+            proto.CopyFrom(_shell(state, source))
         names = outer | {constant.name for constant in state.initializers.values()}
         extra = self._new_constants(graph, names)
         if self._view.graph.ir_version and self._view.graph.ir_version < FIRST_IR_WITH_OPTIONAL_INPUT_LISTING:
@@ -187,6 +185,9 @@ class _Exporter:
             same_op = node.op == source.op_type and (node.domain or "") == source.domain
             if same_io and same_op and (node.name or "") == source.name and not node.attributes_changed():
                 return source
+        made = _exported_before(node, inputs, outputs) if source is None and not has_bodies else None
+        if made is not None:
+            return made
         proto = NodeProto()
         if source is not None:
             proto.CopyFrom(source)
@@ -204,6 +205,8 @@ class _Exporter:
             self._attributes(node, source, proto, outer)
         for key, value in (getattr(node, "metadata", None) or {}).items():
             proto.metadata_props.add(key=key, value=value)
+        if source is None and not has_bodies:
+            node.__dict__["_exported"] = proto, _said(node)
         return proto
 
     def _attributes(self, node: Any, source: NodeProto | None, proto: NodeProto, outer: set[str]) -> None:
@@ -353,6 +356,32 @@ def _encoded(name: str, values: np.ndarray[Any, Any], files: WeightFiles) -> Ten
     if len(tensor.raw_data) < STUB_THRESHOLD:
         return tensor
     return make_stub(tensor, files.spill(tensor.raw_data))
+
+
+def _said(node: Any) -> tuple[Any, ...]:
+    """What a new node's message was made of, attribute values by identity or, where they are plain, by value."""
+    attributes = tuple((k, v if isinstance(v, (int, float, str)) else repr(v)) for k, v in node.attrs.items())
+    return node.op, node.name, node.domain, attributes, tuple((getattr(node, "metadata", None) or {}).items())
+
+
+def _exported_before(node: Any, inputs: list[str], outputs: list[str]) -> NodeProto | None:
+    """The message that an earlier export made of a new node, if nothing about it has changed since."""
+    proto, said = node.__dict__.get("_exported", (None, None))
+    if proto is None or any(not isinstance(v, (int, float, str, list)) for v in node.attrs.values()):
+        return None
+    if said != _said(node) or list(proto.input) != inputs or list(proto.output) != outputs:
+        return None
+    return cast(NodeProto, proto)
+
+
+def _shell(state: GraphState, source: GraphProto) -> GraphProto:
+    """The source graph without what is rebuilt, unknown fields included; made once for each graph of a view."""
+    if state.shell is None:
+        state.shell = GraphProto()
+        state.shell.CopyFrom(source)
+        for name in _REBUILT_GRAPH_FIELDS:
+            state.shell.ClearField(name)
+    return state.shell
 
 
 def weight_slice(constant: Any) -> Slice | None:

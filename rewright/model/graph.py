@@ -25,6 +25,7 @@ class GraphState:
         self.source_nodes: list[Any] = []
         self.opsets: dict[str, int] | None = None
         self.layer_names: set[str] | None = None
+        self.shell: GraphProto | None = None
 
     def copied(self, tensors: dict[str, Any]) -> GraphState:
         """The state of a copy of the graph whose tensors are ``tensors``."""

@@ -24,9 +24,9 @@ def captured(node: Any) -> list[Any]:
 
 def node_has_bodies(node: Any) -> bool:
     """Whether the node holds graphs; does not decode attributes of nodes that were not asked for them."""
-    proto = getattr(node, "proto", None)
-    if proto is not None and "_attrs" not in node.__dict__:
-        return bool(node.__dict__.get("has_bodies", False))
+    state = node.__dict__
+    if "_attrs" not in state and "proto" in state:
+        return "has_bodies" in state
     return any(hasattr(value[0] if isinstance(value, list) and value else value, "nodes") for value in node.attrs.values())
 
 
@@ -34,7 +34,7 @@ def is_sorted(nodes: list[Any]) -> bool:
     """Whether every node comes after the producers of what it reads."""
     unseen = {id(node) for node in nodes}
     for node in nodes:
-        for tensor in (*node.inputs, *captured(node)):
+        for tensor in (*node.inputs, *captured(node)) if node_has_bodies(node) else node.inputs:
             for producer in tensor.inputs:
                 if id(producer) in unseen:
                     return False

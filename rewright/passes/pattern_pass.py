@@ -12,7 +12,7 @@ from rewright.passes.contract import Pass, Target
 from rewright.passes.paths import Paths
 from rewright.passes.session import PassSession, op_key
 from rewright.pattern.builder import Builder
-from rewright.pattern.language import NodePattern, Traced, root_ops, trace
+from rewright.pattern.language import NodePattern, Traced, pattern_ops, root_ops, trace
 from rewright.pattern.matcher import Attempt, NearMiss
 from rewright.pattern.values import NodeRef, Value
 
@@ -145,17 +145,33 @@ class _Engine:
         self._output = self._traced.root.output if isinstance(self._traced.root, NodePattern) else 0
         self._misses: dict[int, tuple[int, Any, str, Any]] = {}
         self._paths: Paths | None = None
+        self._ops = pattern_ops(self._targets)
+        self._swept = False
+        self._fresh_ops: set[str] = set()
+        self._refused: set[int] = set()
 
     def sweep(self) -> int:
-        """Tries every candidate once, in order; returns how many sites fired."""
+        """Tries every candidate once, in order; returns how many sites fired.
+
+        After the first sweep, new nodes can complete a pattern only if it has ops of their kind, and removed ones only where
+        a match was refused for what used its values; other candidates are not tried again.
+        """
         fired = 0
-        self._misses.clear()
+        again = set(self._refused) if self._swept and not self._fresh_ops & self._ops else None
+        if again is None:
+            self._misses.clear()
+        self._refused, self._fresh_ops = set(), set()
+        if again is not None and not again:
+            return 0
         for graph in list(self._session.view.graphs()):
             self._paths = Paths(self._session.editor, graph) if self._traced.exposed else None
             candidates = [node for node in graph.nodes if node.op in self._roots]
+            if again is not None:
+                candidates = [node for node in candidates if id(node) in again]
             for node in reversed(candidates) if self._pass.backwards else candidates:
                 if getattr(node, "alive", True) and self._try(graph, node):
                     fired += 1
+        self._swept = True
         return fired
 
     def _try(self, graph: Any, node: Any) -> bool:
@@ -173,6 +189,7 @@ class _Engine:
                 self._check(match, None)
                 self._replace(graph, attempt, match)
             except Refused as refused:
+                self._refused.add(id(node))
                 if best is None or match.proven > best[0]:
                     best = (match.proven, refused)
                     self._miss(
@@ -257,6 +274,7 @@ class _Engine:
         for node in doomed:
             editor.remove(node)
         added = list(builder.nodes)
+        self._fresh_ops.update(node.op for node in added)
         taken: dict[int, Any] = {}
         for old, new in zip(replaced, results, strict=True):
             if new is not None:
@@ -306,6 +324,7 @@ class _Engine:
                     editor.take_output(old, node, index)
                     taken[id(tensor)] = old
                     return []
+        self._fresh_ops |= self._ops  # old nodes become neighbours: every candidate is worth another try
         return editor.redirect(old, taken.get(id(new.tensor), new.tensor), at)
 
 

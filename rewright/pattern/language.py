@@ -13,7 +13,7 @@ finds ``x - (-c)``, ``x ** 2`` also finds ``x * x``: roles, not one exporter's s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -245,6 +245,28 @@ def trace(function: Callable[..., Any], owner: str) -> Traced:
             "Pass developer: return the results of op.<Name>(...).",
         )
     return Traced(roots[0], tuple(roots[1:]), tuple(names[1:]))
+
+
+def pattern_ops(patterns: Iterable[Pattern]) -> frozenset[str]:
+    """Every op type that a node of a match can have."""
+    found: set[str] = set()
+    pending = list(patterns)
+    while pending:
+        current = pending.pop()
+        if isinstance(current, NodePattern):
+            found.add(current.op)
+            pending.extend(item for item in current.inputs if item is not None)
+        elif isinstance(current, Any_):
+            pending.extend(current.choices)
+        elif isinstance(current, Product):
+            found.update(("Mul", "Div"))
+            pending.extend(current.factors)
+        elif isinstance(current, Through):
+            found.update(current.ops)
+            pending.append(current.inner)
+        elif isinstance(current, Optional_):
+            pending.append(current.inner)
+    return frozenset(found)
 
 
 def root_ops(pattern: Pattern) -> frozenset[str]:

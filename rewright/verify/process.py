@@ -99,6 +99,10 @@ class SessionWorker:
         """The child's process id, None while there is none."""
         return self._child.process.pid if self._child is not None else None
 
+    def warm_up(self) -> None:
+        """Start the child without waiting for it, so that its imports overlap with what this process does meanwhile."""
+        self._start()
+
     def load(self, model: Model, *, optimization: Optimization = "ORT_DISABLE_ALL") -> float:
         """Load a model, release it, and return the seconds that loading took.
 
