@@ -23,12 +23,12 @@ def bypass(session: PassSession, node: Any, source: Any) -> str | None:
     maker = producer(source)
     added: list[Any] = []
     if not editor.is_graph_output(output):
-        _share_facts(output, source)
+        share_facts(output, source)
         editor.redirect(output, source, node)
     elif maker is not None and editor.graph_of(maker) is graph and not editor.is_graph_output(source):
         _take_out(session, node)
         index = next(index for index, tensor in enumerate(maker.outputs) if tensor is source)
-        _share_facts(source, output)
+        share_facts(source, output)
         editor.take_output(output, maker, index)
         session.record(graph, [node, *_removed_feeders(session, node)], [])
         return None
@@ -56,7 +56,7 @@ def _removed_feeders(session: PassSession, node: Any) -> list[Any]:
     )
 
 
-def _share_facts(known: Any, other: Any) -> None:
+def share_facts(known: Any, other: Any) -> None:
     """Both values are equal: what is known about one holds for the other."""
     if isinstance(other, gs.Variable):
         if other.dtype is None:
