@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TypeProto
 
-from rewright.model.carrier import bodies
+from rewright.model.carrier import Model, bodies
 from rewright.model.elements import WeightRef, normal_domain
 from rewright.model.order import node_has_bodies
 from rewright.model.view import View, set_facts
@@ -18,15 +19,18 @@ Array = np.ndarray[Any, Any]
 Dim = int | str | None
 
 
-def ensure(view: View) -> None:
-    """Runs onnx's shape inference over the skeleton once, if the graph has changed shape-wise since the last time."""
+def ensure(view: View, prepare: Callable[[Model], Model] | None = None) -> None:
+    """Runs onnx's shape inference over the skeleton once, if the graph has changed shape-wise since the last time.
+
+    ``prepare`` may rewrite the copy that is inferred, node by node: it puts ops that onnx knows in place of those it does not.
+    """
     if not view.facts_stale:
         return
     view.facts_stale = False
     view.inference_runs += 1
     model = view.to_model()
     try:
-        inferred = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes((prepare(model) if prepare else model).proto, data_prop=True)
     except Exception as error:  # onnx raises several unrelated types; facts are optional
         view.facts_problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         inferred = model.proto  # the exporter's own value infos are better than nothing

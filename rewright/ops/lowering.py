@@ -92,16 +92,28 @@ def _contract(node: NodeProto) -> OpContract | None:
 
 
 def _element_types(proto: ModelProto) -> dict[str, int]:
-    """Element types by value name, as far as they are stated or onnx infers them; a contract op keeps its first input's."""
-    inferred = onnx.shape_inference.infer_shapes(proto)
+    """Element types by value name: as the model states them, and where that leaves a contract op open, as onnx infers them."""
+    nodes = [node for graph in all_graphs(proto) for node in graph.node if node.input and node.output and _contract(node)]
+    types = _spread(_stated_types(proto), nodes)
+    if any(node.input[0] not in types for node in nodes):
+        types = _spread(_stated_types(onnx.shape_inference.infer_shapes(proto)), nodes)
+    return types
+
+
+def _spread(types: dict[str, int], nodes: list[NodeProto]) -> dict[str, int]:
+    """Adds what follows from a contract op's first input and its first output having the same type."""
+    for node in nodes:
+        for known, same in ((node.input[0], node.output[0]), (node.output[0], node.input[0])):
+            if known in types:
+                types.setdefault(same, types[known])
+    return types
+
+
+def _stated_types(proto: ModelProto) -> dict[str, int]:
     types: dict[str, int] = {}
-    for graph in all_graphs(inferred):
+    for graph in all_graphs(proto):
         types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
         for value in (*graph.input, *graph.value_info, *graph.output):
             if value.type.tensor_type.elem_type:
                 types[value.name] = value.type.tensor_type.elem_type
-    for graph in all_graphs(inferred):
-        for node in graph.node:
-            if _contract(node) and node.output and node.input and node.input[0] in types:
-                types.setdefault(node.output[0], types[node.input[0]])
     return types

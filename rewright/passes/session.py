@@ -12,6 +12,7 @@ from rewright.model.carrier import Model
 from rewright.model.edit import Editor
 from rewright.model.names import Names
 from rewright.model.view import View
+from rewright.ops.lowering import lower
 from rewright.ops.targets import unsupported
 from rewright.passes.contract import Pass, Rejection, Site, Target
 
@@ -55,8 +56,8 @@ class PassSession:
         return Names(self.view)
 
     def ensure_facts(self) -> None:
-        """Makes dtypes and shapes known where onnx's inference finds them."""
-        facts.ensure(self.view)
+        """Makes dtypes and shapes known where onnx's inference finds them, through fused ops by what their contracts say."""
+        facts.ensure(self.view, lambda model: lower(model, every=True))
 
     def reject(self, node: Any, reason: str) -> None:
         """Records that the pass did not fire at ``node``, and why."""

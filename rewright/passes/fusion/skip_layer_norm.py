@@ -36,7 +36,7 @@ class SkipLayerNorm(PatternPass):
     name = "skip-layer-norm"
     exactness = "reassociating"
     emits = ("com.microsoft.SkipLayerNormalization",)
-    after = ("layer-norm", "gelu")
+    after = ("layer-norm",)
     anchors = ("LayerNormalization",)
 
     bias: bool = Field(default=True, description="Take the bias of a preceding MatMul into the op.")
