@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from rewright.model.carrier import Model
 from rewright.model.errors import RewrightError, UsageError
-from rewright.model.view import View
+from rewright.model.view import View, collector_paused
 from rewright.ops.lowering import lower
 from rewright.passes.contract import Pass, Site, Target
 from rewright.passes.session import PassSession
@@ -168,7 +168,8 @@ class _Run:
         )
         session = PassSession(step, self.current, self.options.target, self.view)
         began = time.perf_counter()
-        candidate = self._apply(step, session, record)
+        with collector_paused():  # a pass makes many objects and little garbage
+            candidate = self._apply(step, session, record)
         applied = time.perf_counter()
         if candidate is not None:
             self._judge(step, session.sites, candidate, record)

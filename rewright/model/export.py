@@ -181,9 +181,8 @@ class _Exporter:
         outputs = [tensor.name for tensor in node.outputs]
         has_bodies = node_has_bodies(node)
         if source is not None and not has_bodies and not getattr(node, "metadata", None):
-            same_io = inputs == list(source.input) and outputs == list(source.output)
-            same_op = node.op == source.op_type and (node.domain or "") == source.domain
-            if same_io and same_op and (node.name or "") == source.name and not node.attributes_changed():
+            said = node.op, node.name, node.domain, inputs, outputs
+            if said == getattr(node, "as_read", None) and not node.attributes_changed():
                 return source
         made = _exported_before(node, inputs, outputs) if source is None and not has_bodies else None
         if made is not None:

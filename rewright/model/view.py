@@ -48,7 +48,7 @@ class View:
         self.inference_runs = 0
         self.facts_problem = ""
         importer = _Importer(model, self.opsets)
-        with _collector_paused():
+        with collector_paused():
             self.graph: Any = importer.main()
             self.functions: list[Any] = [importer.function(function) for function in model.proto.functions]
         for graph in self.graphs():
@@ -74,7 +74,7 @@ class View:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """An import makes a million objects and no garbage; collecting meanwhile would take a third of its time."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -163,15 +163,17 @@ class _Importer:
         state["domain"] = proto.domain or None
         state["proto"] = proto
         state["_decoder"] = self._decoder
+        names, made = list(proto.input), list(proto.output)
+        state["as_read"] = state["op"], state["name"], state["domain"], names, made
         inputs = []
-        for name in proto.input:
+        for name in names:
             tensor = scope.get(name)
             if tensor is None:
                 tensor = _lookup(name, scope, outer)
             inputs.append(tensor)
             list.append(tensor.outputs, node)
         outputs = []
-        for name in proto.output:
+        for name in made:
             tensor = scope[name] if name else make_variable("")
             outputs.append(tensor)
             list.append(tensor.inputs, node)

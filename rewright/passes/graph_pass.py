@@ -16,7 +16,13 @@ from rewright.passes.session import PassSession, label
 
 
 class GraphPass(Pass):
-    """Edits the view. Record what you do with ``session.record`` (sites) and ``session.reject`` (rejections)."""
+    """Edits the view. Record what you do with ``session.record`` (sites) and ``session.reject`` (rejections).
+
+    Class facts:
+        keeps_facts: the pass makes no value whose dtype or shape would have to be inferred again.
+    """
+
+    keeps_facts: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, session: PassSession) -> None:
@@ -26,7 +32,7 @@ class GraphPass(Pass):
         before = len(session.sites)
         self.run(session)
         session.editor.finish()
-        if len(session.sites) > before:
+        if len(session.sites) > before and not self.keeps_facts:
             session.view.facts_stale = True
 
 

@@ -149,13 +149,11 @@ class SessionWorker:
         child, self._child = self._child, None
         if child is None:
             return
+        # Between requests the child holds nothing that needs an orderly end.
+        child.process.kill()
+        child.process.wait()
         with contextlib.suppress(BrokenPipeError):
             child.requests.close()
-        try:
-            child.process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()
         child.replies.close()
         child.errors.close()
 

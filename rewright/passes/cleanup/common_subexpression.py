@@ -37,6 +37,7 @@ class CommonSubexpression(GraphPass):
     """
 
     name = "common-subexpression"
+    keeps_facts = True
 
     def run(self, session: PassSession) -> None:
         view = session.view

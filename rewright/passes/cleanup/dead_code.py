@@ -22,6 +22,7 @@ class DeadCode(GraphPass):
     """
 
     name = "dead-code"
+    keeps_facts = True
 
     def run(self, session: PassSession) -> None:
         editor = session.editor  # made before the removal: it knows which graph a node was in

@@ -45,6 +45,7 @@ class IdentityElimination(GraphPass):
     """
 
     name = "identity-elimination"
+    keeps_facts = True
 
     def run(self, session: PassSession) -> None:
         session.ensure_facts()
