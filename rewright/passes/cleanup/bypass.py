@@ -1,4 +1,4 @@
-"""Letting the uses of a node's output read another value: what identity elimination and shape simplification share."""
+"""Letting the uses of a node's outputs read another value or a constant: what the cleanup passes share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from rewright.model.facts import producer
+from rewright.model.graph import state_of
 from rewright.passes.session import PassSession
 
 
@@ -26,33 +27,51 @@ def bypass(session: PassSession, node: Any, source: Any) -> str | None:
         share_facts(output, source)
         editor.redirect(output, source, node)
     elif maker is not None and editor.graph_of(maker) is graph and not editor.is_graph_output(source):
-        _take_out(session, node)
+        feeders = take_out(session, node)
         index = next(index for index, tensor in enumerate(maker.outputs) if tensor is source)
         share_facts(source, output)
         editor.take_output(output, maker, index)
-        session.record(graph, [node, *_removed_feeders(session, node)], [])
+        session.record(graph, [node, *remove_unused(session, feeders)], [])
         return None
     elif node.op == "Identity":
         return "it gives an output of the graph its name, and its input is an input, a constant, a captured value or an output"
     else:
         added = editor.redirect(output, source, node)
-    _take_out(session, node)
-    session.record(graph, [node, *_removed_feeders(session, node)], added)
+    feeders = take_out(session, node)
+    session.record(graph, [node, *remove_unused(session, feeders)], added)
     return None
 
 
-def _take_out(session: PassSession, node: Any) -> None:
-    node.__dict__["_feeders"] = [producer(tensor) for tensor in node.inputs]
+def become_constants(session: PassSession, node: Any, values: dict[int, Any]) -> None:
+    """Takes ``node`` out; its outputs, by identity in ``values``, become initializers of its graph. Records the site."""
+    graph = session.editor.graph_of(node)
+    feeders = take_out(session, node)
+    for tensor in node.outputs:
+        if id(tensor) in values:
+            make_initializer(graph, tensor, values[id(tensor)])
+    session.record(graph, [node, *remove_unused(session, feeders)], [])
+
+
+def make_initializer(graph: Any, tensor: Any, values: Any) -> None:
+    """Turns a value that has lost its producer into an initializer of ``graph``; its name and uses stay."""
+    tensor.to_constant(values)
+    state_of(graph).initializers[tensor.name] = tensor
+
+
+def take_out(session: PassSession, node: Any) -> list[Any]:
+    """Removes the node and returns what fed it, for ``remove_unused``."""
+    feeders = [feeder for tensor in node.inputs if (feeder := producer(tensor)) is not None]
     session.editor.remove(node)
+    return feeders
 
 
-def _removed_feeders(session: PassSession, node: Any) -> list[Any]:
-    """Removes what only the removed ``node`` used, such as the arithmetic of a Reshape's target."""
-    feeders = node.__dict__.pop("_feeders")
-    return session.editor.remove_with_dead_producers(
-        feeder
-        for feeder in feeders
-        if feeder is not None and feeder.alive and not any(session.editor.is_used(tensor) for tensor in feeder.outputs)
+def remove_unused(session: PassSession, nodes: list[Any]) -> list[Any]:
+    """Removes those of ``nodes`` that nothing uses any more, with what only they used; returns what was removed."""
+    editor = session.editor
+    return editor.remove_with_dead_producers(
+        node
+        for node in nodes
+        if getattr(node, "alive", True) and not any(editor.is_used(tensor) for tensor in node.outputs if tensor.name)
     )
 
 

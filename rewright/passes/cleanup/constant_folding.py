@@ -12,10 +12,11 @@ from pydantic import Field
 from rewright.model.edit import domain_of
 from rewright.model.elements import WeightRef
 from rewright.model.facts import attribute, constant_node_value, constant_of, dtype_of, infer_outputs, producer, shape_of
-from rewright.model.graph import state_of, walk_bodies
+from rewright.model.graph import walk_bodies
 from rewright.model.order import node_has_bodies
 from rewright.model.weights import STUB_THRESHOLD, make_stub
 from rewright.passes.cleanup.attributes import attribute_protos
+from rewright.passes.cleanup.bypass import become_constants, make_initializer
 from rewright.passes.cleanup.evaluation import EvaluationError, Evaluator
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
@@ -89,7 +90,7 @@ def _constant_nodes_to_initializers(session: PassSession, graph: Any) -> None:
         values = _held_values(session, node)
         if values is not None:
             editor.remove(node)
-            _make_constant(graph, node.outputs[0], values)
+            make_initializer(graph, node.outputs[0], values)
             removed.append(node)
     if removed:
         session.record(graph, removed, [])
@@ -104,12 +105,6 @@ def _held_values(session: PassSession, node: Any) -> Any | None:
             return held._values
         return WeightRef(make_stub(tensor, files.spill(tensor.raw_data)), files)
     return constant_node_value(node)
-
-
-def _make_constant(graph: Any, tensor: Any, values: Any) -> None:
-    """Turns the value, which has lost its producer, into an initializer of ``graph``; its uses stay."""
-    tensor.to_constant(values)
-    state_of(graph).initializers[tensor.name] = tensor
 
 
 class _Folding:
@@ -133,7 +128,7 @@ class _Folding:
                 if self._session.editor.is_used(node.outputs[0]):
                     values = static_shape_value(node, self._opset)
                     if values is not None:
-                        self._replace(graph, node, {id(node.outputs[0]): values})
+                        become_constants(self._session, node, {id(node.outputs[0]): values})
 
     def fold_regions(self) -> None:
         """Computes regions until nothing is left: results may tell the sizes that further nodes wait for."""
@@ -154,7 +149,7 @@ class _Folding:
                 continue
             for node in nodes:
                 if any(id(tensor) in values for tensor in node.outputs):
-                    self._replace(self._session.editor.graph_of(node), node, values)
+                    become_constants(self._session, node, values)
 
     def report(self) -> None:
         for node, reason in self._refused.values():
@@ -237,20 +232,6 @@ class _Folding:
             for tensor in node.outputs
             if tensor.name and any(id(user) not in inside for user in self._session.editor.consumers(tensor))
         ]
-
-    def _replace(self, graph: Any, node: Any, values: dict[int, Any]) -> None:
-        editor = self._session.editor
-        feeders = [producer(tensor) for tensor in node.inputs]
-        editor.remove(node)
-        for tensor in node.outputs:
-            if id(tensor) in values:
-                _make_constant(graph, tensor, values[id(tensor)])
-        unused = [
-            feeder
-            for feeder in feeders
-            if feeder is not None and feeder.alive and not any(editor.is_used(tensor) for tensor in feeder.outputs)
-        ]
-        self._session.record(graph, [node, *editor.remove_with_dead_producers(unused)], [])
 
 
 def _nbytes(tensor: Any) -> int | None:
