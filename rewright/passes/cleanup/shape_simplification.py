@@ -14,17 +14,18 @@ from rewright.model.graph import state_of
 from rewright.model.names import scope_of
 from rewright.model.order import node_has_bodies
 from rewright.model.view import MADE_UP_SYMBOL
-from rewright.passes.cleanup import dimensions
 from rewright.passes.cleanup.bypass import become_constants, bypass, remove_unused, take_out
 from rewright.passes.cleanup.dimensions import Size
-from rewright.passes.cleanup.shape_values import Item, Items, ShapeValues
+from rewright.passes.cleanup.shape_values import Items, ShapeValues
+from rewright.passes.cleanup.symbolic_shapes import reaches, slice_ranges, symbolic_dims
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
 _FIRST_IR_WITH_FREE_INITIALIZERS: Final = 4
-_TO_THE_END: Final = 2**31 - 1
 _SHAPE_IS_AN_INPUT: Final = 5
 _SLICE_HAS_INPUTS: Final = 10
+_BROADCASTS_LIKE_NUMPY: Final = 7
+_AXES_ARE_INPUTS: Final = 13
 
 
 class ShapeSimplification(GraphPass):
@@ -36,7 +37,8 @@ class ShapeSimplification(GraphPass):
     2. The computed target of a Reshape becomes a constant if each entry is a number or provably the input's dimension at
        that index, which is written 0. ``allowzero`` goes; where it is set and the target has a 0 of its own, the node stays.
     3. One entry may be anything if all others are positive numbers: it is what remains, and is written -1. It is never written
-       beside a 0, because such a Reshape fails on empty tensors. A -1 that the export wrote stays.
+       beside a 0, because such a Reshape fails on empty tensors. A -1 that the export wrote stays. A target that only puts ones
+       between the input's dimensions becomes an Unsqueeze instead, as masks have it.
     4. Reshape of a Reshape that nothing else uses reads the first one's input, if each 0 of its target can be said of it.
     5. Expand to dimensions that the value has goes; so does Slice from 0 to the dimension's own end.
     6. An integer or boolean vector that is wholly known becomes an initializer.
@@ -87,15 +89,14 @@ class _Sweep:
     def _node(self, graph: Any, node: Any) -> None:
         if any(id(tensor) in self._improved for tensor in node.inputs):
             self._infer_again(node)
+        self._improve(node)
         if node.op == "Reshape" and self._opset >= _SHAPE_IS_AN_INPUT:
             node = self._reshape(graph, node)
-        elif node.op in ("Expand", "Slice") and self._changes_nothing(node):
+        if node.op in ("Expand", "Slice") and self._changes_nothing(node):
             source = node.inputs[0]
             if bypass(self._session, node, source) is None:
                 self._improved[id(source)] = source
                 return
-        elif node.op in ("Expand", "ConstantOfShape"):
-            self._improve(node.outputs[0], self._made_dims(node))
         found = self._values.visit(node)
         array = found.array() if found is not None else None
         if array is not None and not self._session.editor.is_graph_output(node.outputs[0]):
@@ -131,15 +132,19 @@ class _Sweep:
             if tuple(tensor.shape) != shape:
                 self._improved[id(tensor)] = tensor
 
-    def _improve(self, tensor: Any, sizes: list[Item] | None) -> None:
-        """Notes the dimensions of a value where they were not known, or known by a made-up name only."""
-        if sizes is None or not isinstance(tensor, gs.Variable):
-            return
+    def _improve(self, node: Any) -> None:
+        """Notes the dimensions of the node's output where they were not known, or known by a made-up name only."""
+        tensor = node.outputs[0]
         before = shape_of(tensor)
-        if before is not None and len(before) != len(sizes):
+        if not isinstance(tensor, gs.Variable) or (before is not None and not any(map(_is_vague, before))):
             return
+        if (node.op == "Slice" and self._opset < _SLICE_HAS_INPUTS) or self._opset < _BROADCASTS_LIKE_NUMPY:
+            return
+        sizes = symbolic_dims(node, self._values)
+        if sizes is None or (before is not None and len(before) != len(sizes)):
+            return
+        old = before if before is not None else (None,) * len(sizes)
         facts = [self._values.fact(size) for size in sizes]
-        old = before if before is not None else (None,) * len(facts)
         after = [new if new is not None and _is_vague(dim) else dim for dim, new in zip(old, facts, strict=True)]
         if before is None or tuple(after) != before:
             tensor.shape = after
@@ -149,8 +154,6 @@ class _Sweep:
         """Rules 2 to 4. Returns the node that stands there afterwards."""
         dims, target = self._values.dims_of(node.inputs[0]), self._values.of(node.inputs[1])
         allowzero = bool(attribute(node, "allowzero", 0))
-        if target is not None and target.is_vector:
-            self._improve(node.outputs[0], _reshaped(dims, target, allowzero))
         if not is_constant(node.inputs[1]):
             if target is None or not target.is_vector:
                 self._session.reject(node, "its target is not shape arithmetic that can be followed")
@@ -158,6 +161,9 @@ class _Sweep:
             if target.array() is None:
                 entries = _entries(dims, target, allowzero)
                 if isinstance(entries, str):
+                    axes = _inserted_ones(dims, target)
+                    if axes is not None:
+                        return self._replace(graph, node, node.inputs[0], axes, "Unsqueeze")
                     self._session.reject(node, entries)
                     return node
                 node = self._replace(graph, node, node.inputs[0], entries)
@@ -191,12 +197,19 @@ class _Sweep:
                 return None
         return entries
 
-    def _replace(self, graph: Any, node: Any, source: Any, entries: list[int]) -> Any:
+    def _replace(self, graph: Any, node: Any, source: Any, operand: list[int], op: str = "Reshape") -> Any:
+        """Puts a Reshape to ``operand``, or an Unsqueeze of these axes, in the place of ``node``."""
         session, output = self._session, node.outputs[0]
-        target = make_constant(session.names.fresh(f"{scope_of(node)}/shape"), np.asarray(entries, np.int64))
-        state_of(graph).initializers[target.name] = target
-        name = node.name or session.names.fresh(f"{output.name}/Reshape")
-        made = make_node("Reshape", name, "", [source, target], [make_variable(f"{output.name}/reshaped")])
+        name = node.name or session.names.fresh(f"{output.name}/{op}")
+        inputs = [source]
+        if op == "Reshape" or self._opset >= _AXES_ARE_INPUTS:
+            base = "shape" if op == "Reshape" else "axes"
+            constant = make_constant(session.names.fresh(f"{scope_of(node)}/{base}"), np.asarray(operand, np.int64))
+            state_of(graph).initializers[constant.name] = constant
+            inputs.append(constant)
+        made = make_node(op, name, "", inputs, [make_variable(f"{output.name}/reshaped")])
+        if len(inputs) == 1:
+            made.attrs["axes"] = operand
         session.editor.insert([made], node)
         feeders = take_out(session, node)
         session.editor.take_output(output, made)
@@ -214,52 +227,15 @@ class _Sweep:
                 return False
             aligned = dims[len(dims) - len(wanted.items) :]
             return all(item is not None and item in (1, dim) for item, dim in zip(wanted.items, aligned, strict=True))
-        if self._opset < _SLICE_HAS_INPUTS:
-            return False
-        parts = [self._values.of(tensor) if tensor.name else None for tensor in node.inputs[1:]]
-        starts, ends = parts[0], parts[1]
-        if starts is None or ends is None or set(starts.items) - {0}:
-            return False
-        axes: tuple[Item, ...] = tuple(range(len(starts.items)))
-        if len(parts) > 2 and node.inputs[3].name:
-            axes = parts[2].items if parts[2] is not None else ()
-        if len(parts) > 3 and node.inputs[4].name and (parts[3] is None or set(parts[3].items) - {1}):
-            return False
-        return len(axes) == len(ends.items) and all(
-            isinstance(axis, int) and -len(dims) <= axis < len(dims) and _reaches(end, dims[axis])
-            for axis, end in zip(axes, ends.items, strict=True)
+        ranges = slice_ranges(node, self._values) if self._opset >= _SLICE_HAS_INPUTS else None
+        return ranges is not None and all(
+            start == 0 and step == 1 and reaches(end, dims[axis]) for axis, (start, end, step) in ranges.items()
         )
-
-    def _made_dims(self, node: Any) -> list[Item] | None:
-        """The dimensions that Expand and ConstantOfShape make."""
-        wanted = self._values.of(node.inputs[-1])
-        if wanted is None or not wanted.is_vector:
-            return None
-        if node.op == "ConstantOfShape":
-            return list(wanted.items)
-        dims = self._values.dims_of(node.inputs[0])
-        if dims is None:
-            return None
-        rank = max(len(dims), len(wanted.items))
-        ones: tuple[Item, ...] = (1,)
-        pairs = zip(ones * (rank - len(dims)) + tuple(dims), ones * (rank - len(wanted.items)) + wanted.items, strict=True)
-        return [_broadcast(dim, item) for dim, item in pairs]
 
 
 def _is_vague(dim: Any) -> bool:
     """Whether the dimension is unknown, or has a name that inference made up."""
     return dim is None or (isinstance(dim, str) and dim.startswith(MADE_UP_SYMBOL))
-
-
-def _broadcast(dim: Item, wanted: Item) -> Item:
-    """The dimension that two make, both of which are valid: one of them is 1, or they are equal."""
-    if wanted in (1, dim) or (isinstance(dim, int) and dim > 1):
-        return dim
-    return wanted if dim == 1 or (isinstance(wanted, int) and wanted > 1) else None
-
-
-def _reaches(end: Item, dim: Size) -> bool:
-    return end == dim or (isinstance(end, int) and (end >= _TO_THE_END or (isinstance(dim, int) and end >= dim)))
 
 
 def _entries(dims: list[Size] | None, target: Items, allowzero: bool) -> list[int] | str:
@@ -281,20 +257,15 @@ def _entries(dims: list[Size] | None, target: Items, allowzero: bool) -> list[in
     return entries
 
 
-def _reshaped(dims: list[Size] | None, target: Items, allowzero: bool) -> list[Item]:
-    """The dimensions that a Reshape gives."""
-    sizes: list[Item] = []
+def _inserted_ones(dims: list[Size] | None, target: Items) -> list[int] | None:
+    """The axes that an Unsqueeze inserts to give the target, if it consists of the input's dimensions and ones."""
+    axes: list[int] = []
+    matched = 0
     for index, item in enumerate(target.items):
-        if item == 0 and not allowzero:
-            sizes.append(dims[index] if dims is not None and index < len(dims) else None)
+        if dims is not None and matched < len(dims) and item == dims[matched]:
+            matched += 1
+        elif item == 1:
+            axes.append(index)
         else:
-            sizes.append(item)
-    if -1 in sizes:
-        place = sizes.index(-1)
-        others = [size for index, size in enumerate(sizes) if index != place and size is not None]
-        sizes[place] = None
-        if dims is not None and len(others) == len(sizes) - 1:
-            whole, rest = dimensions.product(dims), dimensions.product(others)
-            if whole is not None and rest is not None and rest != 0:
-                sizes[place] = dimensions.divide(whole, rest)
-    return sizes
+            return None
+    return axes if dims is not None and matched == len(dims) and axes else None

@@ -54,6 +54,7 @@ class ShapeValues:
         self._opset = opset
         self._known: dict[int, tuple[Any, Items | None]] = {}
         self._sums_and_products: dict[str, Polynomial] = {}
+        self._bounds: dict[Polynomial, Size] = {}
 
     def dims_of(self, tensor: Any) -> list[Size] | None:
         """The dimensions of a value; unnamed ones get a name here, so that they can be compared. None: the rank is unknown."""
@@ -69,12 +70,26 @@ class ShapeValues:
         """A size as ``shape_of`` gives it: a number, or a name that ``dims_of`` knows."""
         if size is None or isinstance(size, int):
             return size
-        name = str(size)
+        name = _closed(str(size))
         if size != symbol(name):
-            if MADE_UP_SYMBOL in name:  # made up as a whole, then: it must not leave this view
-                name = f"{MADE_UP_SYMBOL}({name})"
             self._sums_and_products[name] = size
         return name
+
+    def smaller(self, size: Size, limit: Size) -> Item:
+        """``min(size, limit)`` for a size that is not negative and a positive number; None else."""
+        if not isinstance(limit, int) or limit < 1:
+            return None
+        if isinstance(size, int):
+            return min(size, limit) if size >= 0 else None
+        if not size.is_not_negative:
+            return None
+        made = symbol(_closed(f"min({size}, {limit})"))
+        self._bounds[made] = size
+        return made
+
+    def bound_of(self, size: Item) -> Size | None:
+        """``a`` if the size is ``min(a, positive number)``, made by ``smaller``."""
+        return self._bounds.get(size) if isinstance(size, Polynomial) else None
 
     def of(self, tensor: Any) -> Items | None:
         """What is known about the value."""
@@ -255,6 +270,11 @@ class ShapeValues:
         if data is None or target is None or len(target) != 1 or len(data.items) != 1 or not 0 < target[0] <= _MOST_ITEMS:
             return None
         return Items(data.items * target[0], True, data.dtype)
+
+
+def _closed(name: str) -> str:
+    """The name, marked as made up if it is made of made-up ones: such a symbol must not leave this view."""
+    return name if MADE_UP_SYMBOL not in name or name.isidentifier() else f"{MADE_UP_SYMBOL}({name})"
 
 
 def _vector(items: list[Size]) -> Items:
