@@ -292,8 +292,8 @@ class _Run:
             return ""
         if self.current.node_count() > _LOADED_WHOLE:
             self.warnings.append(
-                f"the result has {self.current.node_count()} nodes and was not loaded as a whole, because ONNX Runtime's loading time"
-                " grows faster than the model; every new kind of node was loaded by itself (verify: model loads and runs it)"
+                f"the result has {self.current.node_count()} nodes and was not loaded as a whole, because ONNX Runtime's loading"
+                " time grows faster than the model; every new kind of node was loaded by itself (verify: model runs it all)"
             )
             return ""
         try:
