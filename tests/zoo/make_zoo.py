@@ -87,9 +87,7 @@ KINDS = {
     # Head size 12: no power of two, so that the scale is not exact.
     "roberta": Kind("RobertaModel", "RobertaConfig", ("last_hidden_state", "pooler_output"), encoder(hidden_size=48)),
     # One layer's weights, used twice.
-    "albert": Kind(
-        "AlbertModel", "AlbertConfig", ("last_hidden_state", "pooler_output"), encoder(embedding_size=16), WITH_TYPES
-    ),
+    "albert": Kind("AlbertModel", "AlbertConfig", ("last_hidden_state", "pooler_output"), encoder(embedding_size=16), WITH_TYPES),
     "electra": Kind(
         "ElectraForTokenClassification",
         "ElectraConfig",
