@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TypeProto
 
 from rewright.model.carrier import Model, bodies
-from rewright.model.elements import WeightRef, normal_domain
+from rewright.model.elements import Opaque, WeightRef, normal_domain
 from rewright.model.order import node_has_bodies
 from rewright.model.view import View, set_facts
 
@@ -137,8 +137,13 @@ def infer_outputs(node: Any, opset: int) -> None:
             if is_small_constant(tensor, 64) and (value := constant_of(tensor)) is not None:
                 data[tensor.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
     for name, value in node.attrs.items():
-        if not isinstance(value, (gs.Constant, gs.Graph, np.ndarray)):
-            proto.attribute.append(onnx.helper.make_attribute(name, value))
+        if isinstance(value, (gs.Graph, gs.Node.AttributeRef, Opaque)):
+            return  # without the attribute's value, inference would take the default's
+        if isinstance(value, gs.Constant):
+            value = value._values.tensor if isinstance(value._values, WeightRef) else onnx.numpy_helper.from_array(value.values)
+        elif isinstance(value, np.ndarray):
+            value = onnx.numpy_helper.from_array(value)
+        proto.attribute.append(onnx.helper.make_attribute(name, value))
     try:
         schema = onnx.defs.get_schema(node.op, opset, "")
         found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
