@@ -6,8 +6,9 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from rewright.model.facts import producer
+from rewright.model.facts import producer, shape_of
 from rewright.model.graph import state_of
+from rewright.passes.cleanup.reinference import is_vague
 from rewright.passes.session import PassSession
 
 
@@ -77,8 +78,12 @@ def remove_unused(session: PassSession, nodes: list[Any]) -> list[Any]:
 
 def share_facts(known: Any, other: Any) -> None:
     """Both values are equal: what is known about one holds for the other."""
-    if isinstance(other, gs.Variable):
-        if other.dtype is None:
-            other.dtype = known.dtype
-        if other.shape is None:
-            other.shape = known.shape
+    if not isinstance(other, gs.Variable):
+        return
+    if other.dtype is None:
+        other.dtype = known.dtype
+    mine, theirs = shape_of(other), shape_of(known)
+    if mine is None:
+        other.shape = known.shape
+    elif theirs is not None and len(mine) == len(theirs):
+        other.shape = [new if is_vague(old) and new is not None else old for old, new in zip(mine, theirs, strict=True)]

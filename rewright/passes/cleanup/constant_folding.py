@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import numpy as np
@@ -11,13 +10,14 @@ from pydantic import Field
 
 from rewright.model.edit import domain_of
 from rewright.model.elements import WeightRef
-from rewright.model.facts import attribute, constant_node_value, constant_of, dtype_of, infer_outputs, producer, shape_of
+from rewright.model.facts import constant_node_value, constant_of, dtype_of, infer_outputs, shape_of
 from rewright.model.graph import walk_bodies
 from rewright.model.order import node_has_bodies
 from rewright.model.weights import STUB_THRESHOLD, make_stub
 from rewright.passes.cleanup.attributes import attribute_protos
 from rewright.passes.cleanup.bypass import become_constants, make_initializer
 from rewright.passes.cleanup.evaluation import EvaluationError, Evaluator
+from rewright.passes.cleanup.shape_sweep import ShapeSweep
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
@@ -33,7 +33,6 @@ _NEVER: Final = {
     "DynamicQuantizeLinear": "folding it would undo or hide the quantization",
 }
 
-_SHAPE_OPS: Final = ("Shape", "Size", "Gather", "Slice")
 _KINDS: Final = "fiub"
 _FIRST_IR_WITH_FREE_INITIALIZERS: Final = 4
 _MOST_FAILURES: Final = 8
@@ -53,8 +52,8 @@ class ConstantFolding(GraphPass):
        transposed copy of a weight is: the model must not grow. Equal large results are stored once.
     4. A node that ONNX Runtime cannot compute stays, with what depends on it, and is reported.
     5. Constant nodes become initializers, in bodies too. Functions have no initializers: inline them first.
-    6. Shape (with ``start`` and ``end``) and Size become initializers where the dimensions are known, and so do Gather and Slice
-       of a Shape whose other dimensions may be unknown.
+    6. Shape (with ``start`` and ``end``) and Size become initializers where the dimensions are known, and so does small integer
+       arithmetic of which only known dimensions are left, as Gather and Slice of a Shape may be.
 
     Models below IR version 4 list their initializers as inputs; folding would change their signature, so they stay as they are.
     """
@@ -75,8 +74,7 @@ class ConstantFolding(GraphPass):
         folding = _Folding(self, session, graphs)
         if folding.has_candidates():
             session.ensure_facts()
-            folding.fold_shapes()
-            folding.fold_regions()
+            folding.fold()
             folding.report()
 
 
@@ -113,43 +111,47 @@ class _Folding:
         self._session = session
         self._graphs = graphs
         self._refused: dict[int, tuple[Any, str]] = {}
+        self._failures = 0
         self._opset = session.view.opset_of(session.view.graph)
 
     def has_candidates(self) -> bool:
         """Whether inference can be of use: without it, a model that has nothing to fold costs one walk."""
         return any(node.op in ("Shape", "Size") or self._all_constant(node, {}) for graph in self._graphs for node in graph.nodes)
 
-    def fold_shapes(self) -> None:
-        """Rule 6."""
-        for graph in self._graphs:
-            for node in list(graph.nodes):
-                if not node.alive or node.op not in _SHAPE_OPS or domain_of(node) or self._gives_output(node):
-                    continue
-                if self._session.editor.is_used(node.outputs[0]):
-                    values = static_shape_value(node, self._opset)
-                    if values is not None:
-                        become_constants(self._session, node, {id(node.outputs[0]): values})
-
-    def fold_regions(self) -> None:
-        """Computes regions until nothing is left: results may tell the sizes that further nodes wait for."""
+    def fold(self) -> None:
+        """Folds until nothing is left: results may be shapes, and may tell the sizes that further nodes wait for."""
         evaluator = Evaluator(self._session.view)
-        failures = 0
-        while True:
+        learned: list[Any] | None = []
+        while learned is not None:
+            self._fold_shapes(learned)
+            learned = self._fold_region(evaluator)
+
+    def _fold_shapes(self, learned: list[Any]) -> None:
+        """Rule 6; ``learned`` are values that have become constants since the model was inferred."""
+        sweep = ShapeSweep(self._session)
+        for tensor in learned:
+            sweep.facts.note(tensor)
+        sweep.graph(self._session.view.graph)
+        sweep.fold_numbers()
+
+    def _fold_region(self, evaluator: Evaluator) -> list[Any] | None:
+        """Computes what can be computed now; returns the new constants, or None if there are none."""
+        while self._failures < _MOST_FAILURES:
             nodes = self._region()
             wanted = self._frontier(nodes)
             if not wanted:
-                return
+                return None
             try:
                 values = evaluator.values(nodes, wanted)
             except EvaluationError as error:
-                failures += 1
+                self._failures += 1
                 self._refuse(error.node, f"ONNX Runtime cannot compute it: {error.reason}")
-                if failures >= _MOST_FAILURES:
-                    return
                 continue
             for node in nodes:
                 if any(id(tensor) in values for tensor in node.outputs):
                     become_constants(self._session, node, values)
+            return [tensor for tensor, _ in wanted]
+        return None
 
     def report(self) -> None:
         for node, reason in self._refused.values():
@@ -243,54 +245,3 @@ def _nbytes(tensor: Any) -> int | None:
     for dim in shape:
         count *= int(dim)  # type: ignore[arg-type]
     return count
-
-
-def static_shape_value(node: Any, opset: int) -> np.ndarray[Any, Any] | None:
-    """The value of Shape or Size, or of a Gather or Slice of a Shape, if the dimensions that it needs are known."""
-    if node.op == "Size":
-        shape = shape_of(node.inputs[0])
-        if shape is None or not all(isinstance(dim, int) for dim in shape):
-            return None
-        return np.asarray(math.prod(dim for dim in shape if isinstance(dim, int)), np.int64)
-    if node.op == "Shape":
-        return _known(_shape_items(node))
-    feeder = producer(node.inputs[0]) if node.op in ("Gather", "Slice") else None
-    items = _shape_items(feeder) if feeder is not None and feeder.op == "Shape" and not domain_of(feeder) else None
-    if items is None:
-        return None
-    if node.op == "Gather":
-        indices = constant_of(node.inputs[1])
-        if indices is None or indices.size > len(items) or not all(-len(items) <= int(i) < len(items) for i in indices.flat):
-            return None
-        return _known([items[int(index)] for index in indices.flat], indices.shape)
-    picked = _sliced(node, items, opset)
-    return _known(picked)
-
-
-def _shape_items(node: Any) -> list[Any] | None:
-    """The dimensions that a Shape node gives, ``start`` and ``end`` observed; unknown ones as they are named."""
-    shape = shape_of(node.inputs[0])
-    if shape is None:
-        return None
-    return list(shape)[slice(attribute(node, "start", 0), attribute(node, "end", None))]
-
-
-def _sliced(node: Any, items: list[Any], opset: int) -> list[Any] | None:
-    if opset < 10:
-        parts = [attribute(node, "starts"), attribute(node, "ends")]
-    else:
-        held = [constant_of(tensor) if tensor.name else None for tensor in node.inputs[1:]]
-        parts = [None if value is None else [int(item) for item in value.flat] for value in held]
-        if len(parts) != len([tensor for tensor in node.inputs[1:] if tensor.name]) or None in parts:
-            return None
-    if any(not isinstance(part, list) or len(part) != 1 for part in parts[:2]):
-        return None
-    step = parts[3][0] if len(parts) > 3 else 1
-    return items[parts[0][0] : parts[1][0] : step] if step > 0 else None
-
-
-def _known(items: list[Any] | None, shape: tuple[int, ...] | None = None) -> np.ndarray[Any, Any] | None:
-    if items is None or not all(isinstance(item, int) for item in items):
-        return None
-    array = np.asarray(items, np.int64)
-    return array if shape is None else array.reshape(shape)

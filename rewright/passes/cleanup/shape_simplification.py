@@ -5,26 +5,24 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from rewright.model.edit import domain_of
 from rewright.model.elements import make_constant, make_node, make_variable
-from rewright.model.facts import attribute, constant_of, infer_outputs, is_constant, is_small_constant, producer, shape_of
+from rewright.model.facts import attribute, constant_of, is_constant, is_small_constant, producer
 from rewright.model.graph import state_of
 from rewright.model.names import scope_of
 from rewright.model.order import node_has_bodies
-from rewright.model.view import MADE_UP_SYMBOL
-from rewright.passes.cleanup.bypass import become_constants, bypass, remove_unused, take_out
+from rewright.passes.cleanup.bypass import bypass, remove_unused, take_out
 from rewright.passes.cleanup.dimensions import Size
-from rewright.passes.cleanup.shape_values import Items, ShapeValues
-from rewright.passes.cleanup.symbolic_shapes import reaches, slice_ranges, symbolic_dims
+from rewright.passes.cleanup.shape_sweep import ShapeSweep
+from rewright.passes.cleanup.shape_values import Items
+from rewright.passes.cleanup.symbolic_shapes import reaches, slice_ranges
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
 _FIRST_IR_WITH_FREE_INITIALIZERS: Final = 4
 _SHAPE_IS_AN_INPUT: Final = 5
 _SLICE_HAS_INPUTS: Final = 10
-_BROADCASTS_LIKE_NUMPY: Final = 7
 _AXES_ARE_INPUTS: Final = 13
 
 
@@ -56,107 +54,44 @@ class ShapeSimplification(GraphPass):
             session.notes.append(f"shapes stay computed: IR version {view.model.proto.ir_version} lists initializers as inputs")
             return
         session.ensure_facts()
-        sweep = _Sweep(session)
-        sweep.graph(view.graph)
-        sweep.fold_numbers()
+        simplifier = _Simplifier(session)
+        simplifier.graph(view.graph)
+        simplifier.fold_numbers()
+        session.editor.finish()
+        simplifier.collapse(view.graph)
 
 
-class _Sweep:
-    """One walk in topological order. What it learns about a value's shape reaches the nodes behind it at once."""
-
-    def __init__(self, session: PassSession) -> None:
-        self._session = session
-        self._opset = session.view.opset_of(session.view.graph)
-        self._values = ShapeValues(self._opset)
-        self._improved: dict[int, Any] = {}
-        self._numbers: dict[int, tuple[Any, np.ndarray[Any, Any]]] = {}
-
-    def graph(self, graph: Any) -> None:
-        """Walks a graph and its bodies."""
-        for tensor in graph.inputs:
-            if None in (shape_of(tensor) or ()):
-                self._values.dims_of(tensor)
-                self._improved[id(tensor)] = tensor
-        for node in list(graph.nodes):
-            if not getattr(node, "alive", True):
-                continue
-            if node_has_bodies(node):
-                for body in node.subgraphs():
-                    self.graph(body)
-            elif not domain_of(node) and node.outputs:
-                self._node(graph, node)
-
-    def _node(self, graph: Any, node: Any) -> None:
-        if any(id(tensor) in self._improved for tensor in node.inputs):
-            self._infer_again(node)
-        self._improve(node)
-        if node.op == "Reshape" and self._opset >= _SHAPE_IS_AN_INPUT:
-            node = self._reshape(graph, node)
+class _Simplifier(ShapeSweep):
+    def rewrite(self, graph: Any, node: Any) -> Any | None:
+        if node.op == "Reshape" and self.opset >= _SHAPE_IS_AN_INPUT:
+            return self._reshape(graph, node)
         if node.op in ("Expand", "Slice") and self._changes_nothing(node):
             source = node.inputs[0]
-            if bypass(self._session, node, source) is None:
-                self._improved[id(source)] = source
-                return
-        found = self._values.visit(node)
-        array = found.array() if found is not None else None
-        if array is not None and not self._session.editor.is_graph_output(node.outputs[0]):
-            self._numbers[id(node)] = (node, array)
+            if bypass(self.session, node, source) is None:
+                self.facts.note(source)
+                return None
+        return node
 
-    def fold_numbers(self) -> None:
-        """Rule 6: the values at the border of what is known become initializers; what is behind the border goes."""
-        editor = self._session.editor
-        for node, array in self._numbers.values():
-            alive = getattr(node, "alive", True)
-            if alive and any(id(user) not in self._numbers for user in editor.consumers(node.outputs[0])):
-                become_constants(self._session, node, {id(node.outputs[0]): array})
-
-    def _infer_again(self, node: Any) -> None:
-        """Repeats onnx's inference for one node whose inputs are better known than when the model was inferred."""
-        before = [(tensor, shape_of(tensor)) for tensor in node.outputs if tensor.name]
-        if not any(shape is None or any(_is_vague(dim) for dim in shape) for _, shape in before):
-            return
-        for tensor, shape in before:
-            if shape is not None:
-                tensor.shape = [None if _is_vague(dim) else dim for dim in shape]
-        infer_outputs(node, self._opset)
-        given = {dim for tensor in node.inputs for dim in shape_of(tensor) or ()}
-        for tensor, shape in before:
-            now = shape_of(tensor)
-            if now is None:
-                continue
-            known = shape if shape is not None and len(shape) == len(now) else (None,) * len(now)
-            # Symbols that this inference made up mean nothing outside it; the model-wide one's do.
-            tensor.shape = [
-                old if new is None or (_is_vague(new) and new not in given) else new for old, new in zip(known, now, strict=True)
-            ]
-            if tuple(tensor.shape) != shape:
-                self._improved[id(tensor)] = tensor
-
-    def _improve(self, node: Any) -> None:
-        """Notes the dimensions of the node's output where they were not known, or known by a made-up name only."""
-        tensor = node.outputs[0]
-        before = shape_of(tensor)
-        if not isinstance(tensor, gs.Variable) or (before is not None and not any(map(_is_vague, before))):
-            return
-        if (node.op == "Slice" and self._opset < _SLICE_HAS_INPUTS) or self._opset < _BROADCASTS_LIKE_NUMPY:
-            return
-        sizes = symbolic_dims(node, self._values)
-        if sizes is None or (before is not None and len(before) != len(sizes)):
-            return
-        old = before if before is not None else (None,) * len(sizes)
-        facts = [self._values.fact(size) for size in sizes]
-        after = [new if new is not None and _is_vague(dim) else dim for dim, new in zip(old, facts, strict=True)]
-        if before is None or tuple(after) != before:
-            tensor.shape = after
-            self._improved[id(tensor)] = tensor
+    def collapse(self, graph: Any) -> None:
+        """Rule 4, after the walk: only then is it known what reads a Reshape beside the next one."""
+        for node in list(graph.nodes):
+            if node_has_bodies(node):
+                for body in node.subgraphs():
+                    self.collapse(body)
+            elif node.op == "Reshape" and not domain_of(node) and self.opset >= _SHAPE_IS_AN_INPUT:
+                first = producer(node.inputs[0])
+                if first is not None and first.op == "Reshape" and not domain_of(first):
+                    entries = self._collapsed(node, first)
+                    if entries is not None:
+                        self._replace(graph, node, first.inputs[0], entries)
 
     def _reshape(self, graph: Any, node: Any) -> Any:
-        """Rules 2 to 4. Returns the node that stands there afterwards."""
-        dims, target = self._values.dims_of(node.inputs[0]), self._values.of(node.inputs[1])
+        """Rules 2 and 3. Returns the node that stands there afterwards."""
+        dims, target = self.values.dims_of(node.inputs[0]), self.values.of(node.inputs[1])
         allowzero = bool(attribute(node, "allowzero", 0))
         if not is_constant(node.inputs[1]):
             if target is None or not target.is_vector:
-                self._session.reject(node, "its target is not shape arithmetic that can be followed")
+                self.session.reject(node, "its target is not shape arithmetic that can be followed")
                 return node
             if target.array() is None:
                 entries = _entries(dims, target, allowzero)
@@ -164,25 +99,20 @@ class _Sweep:
                     axes = _inserted_ones(dims, target)
                     if axes is not None:
                         return self._replace(graph, node, node.inputs[0], axes, "Unsqueeze")
-                    self._session.reject(node, entries)
+                    self.session.reject(node, entries)
                     return node
                 node = self._replace(graph, node, node.inputs[0], entries)
-        first = producer(node.inputs[0])
-        if first is not None and first.op == "Reshape" and not domain_of(first):
-            collapsed = self._collapsed(node, first)
-            if collapsed is not None:
-                node = self._replace(graph, node, first.inputs[0], collapsed)
         return node
 
     def _collapsed(self, node: Any, first: Any) -> list[int] | None:
         """The target with which ``node`` can read what ``first`` reads."""
-        editor, between = self._session.editor, node.inputs[0]
+        editor, between = self.session.editor, node.inputs[0]
         if editor.is_graph_output(between) or len(editor.consumers(between)) != 1 or len(first.inputs) < 2:
             return None
         held = constant_of(node.inputs[1]) if is_small_constant(node.inputs[1], 64) else None
         if held is None or (attribute(node, "allowzero", 0) and (held == 0).any()):
             return None
-        dims, source = self._values.dims_of(between), self._values.dims_of(first.inputs[0])
+        dims, source = self.values.dims_of(between), self.values.dims_of(first.inputs[0])
         entries: list[int] = []
         for index, entry in enumerate(int(item) for item in held.reshape(-1)):
             if entry != 0:
@@ -199,10 +129,10 @@ class _Sweep:
 
     def _replace(self, graph: Any, node: Any, source: Any, operand: list[int], op: str = "Reshape") -> Any:
         """Puts a Reshape to ``operand``, or an Unsqueeze of these axes, in the place of ``node``."""
-        session, output = self._session, node.outputs[0]
+        session, output = self.session, node.outputs[0]
         name = node.name or session.names.fresh(f"{output.name}/{op}")
         inputs = [source]
-        if op == "Reshape" or self._opset >= _AXES_ARE_INPUTS:
+        if op == "Reshape" or self.opset >= _AXES_ARE_INPUTS:
             base = "shape" if op == "Reshape" else "axes"
             constant = make_constant(session.names.fresh(f"{scope_of(node)}/{base}"), np.asarray(operand, np.int64))
             state_of(graph).initializers[constant.name] = constant
@@ -218,24 +148,19 @@ class _Sweep:
 
     def _changes_nothing(self, node: Any) -> bool:
         """Rule 5."""
-        dims = self._values.dims_of(node.inputs[0])
+        dims = self.values.dims_of(node.inputs[0])
         if dims is None or len(node.inputs) < 2:
             return False
         if node.op == "Expand":
-            wanted = self._values.of(node.inputs[1])
+            wanted = self.values.of(node.inputs[1])
             if wanted is None or not wanted.is_vector or len(wanted.items) > len(dims):
                 return False
             aligned = dims[len(dims) - len(wanted.items) :]
             return all(item is not None and item in (1, dim) for item, dim in zip(wanted.items, aligned, strict=True))
-        ranges = slice_ranges(node, self._values) if self._opset >= _SLICE_HAS_INPUTS else None
+        ranges = slice_ranges(node, self.values) if self.opset >= _SLICE_HAS_INPUTS else None
         return ranges is not None and all(
             start == 0 and step == 1 and reaches(end, dims[axis]) for axis, (start, end, step) in ranges.items()
         )
-
-
-def _is_vague(dim: Any) -> bool:
-    """Whether the dimension is unknown, or has a name that inference made up."""
-    return dim is None or (isinstance(dim, str) and dim.startswith(MADE_UP_SYMBOL))
 
 
 def _entries(dims: list[Size] | None, target: Items, allowzero: bool) -> list[int] | str:
