@@ -136,14 +136,14 @@ def infer_outputs(node: Any, opset: int) -> None:
             types[tensor.name] = onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), shape_of(tensor))
             if is_small_constant(tensor, 64) and (value := constant_of(tensor)) is not None:
                 data[tensor.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
-    for name, value in node.attrs.items():
-        if isinstance(value, (gs.Graph, gs.Node.AttributeRef, Opaque)):
+    for name, held in node.attrs.items():
+        if isinstance(held, (gs.Graph, gs.Node.AttributeRef, Opaque)):
             return  # without the attribute's value, inference would take the default's
-        if isinstance(value, gs.Constant):
-            value = value._values.tensor if isinstance(value._values, WeightRef) else onnx.numpy_helper.from_array(value.values)
-        elif isinstance(value, np.ndarray):
-            value = onnx.numpy_helper.from_array(value)
-        proto.attribute.append(onnx.helper.make_attribute(name, value))
+        if isinstance(held, gs.Constant) and isinstance(held._values, WeightRef):
+            held = held._values.tensor  # noqa: PLW2901
+        elif isinstance(held, (gs.Constant, np.ndarray)):
+            held = onnx.numpy_helper.from_array(getattr(held, "values", held))  # noqa: PLW2901
+        proto.attribute.append(onnx.helper.make_attribute(name, held))
     try:
         schema = onnx.defs.get_schema(node.op, opset, "")
         found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
