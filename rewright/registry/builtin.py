@@ -26,13 +26,13 @@ PASSES: tuple[tuple[str, str], ...] = (
 )
 """(module, pass class). Named by text, so that a hook call and not an import of this module pays for loading them."""
 
-# Constants are folded a second time because simplified shapes leave new ones behind; what that strands, and what the
-# fusions strand, dead-code takes away last.
+# Constants are folded and identities removed a second time, because simplified shapes leave new ones behind; what that strands,
+# and what the fusions strand, dead-code takes away last.
 LEVELS: Mapping[str, str] = {
     "O0": "",
     "O1": (
         "inline-functions, constant-folding, identity-elimination, common-subexpression, shape-simplification,"
-        " constant-folding, dead-code"
+        " constant-folding, identity-elimination, dead-code"
     ),
     "O2": "O1, layer-norm, gelu, skip-layer-norm, bias-gelu, dead-code",
 }

@@ -62,6 +62,8 @@ def check_structure(before: Model, after: Model) -> StructureEvidence:
     found = _problems(after)
     if found:
         known = set(_problems(before))
+        if any(problem.startswith(_CHECKER) for problem in found):
+            known.update(_run_checker(before.proto))  # not run by _problems where something else was wrong
         # The checker stops at its first error, so that a broken original hides all that comes after it.
         checker_was_silenced = any(problem.startswith(_CHECKER) for problem in known)
         found = tuple(
