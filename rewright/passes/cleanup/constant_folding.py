@@ -121,26 +121,21 @@ class _Folding:
     def fold(self) -> None:
         """Folds until nothing is left: results may be shapes, and may tell the sizes that further nodes wait for."""
         evaluator = Evaluator(self._session.view)
-        learned: list[Any] | None = []
-        while learned is not None:
-            self._fold_shapes(learned)
-            learned = self._fold_region(evaluator)
+        learned: list[Any] = []
+        while True:
+            sweep = ShapeSweep(self._session, learned)
+            sweep.graph(self._session.view.graph)
+            learned = [*sweep.fold_numbers(), *self._fold_region(evaluator)]
+            if not learned:
+                return
 
-    def _fold_shapes(self, learned: list[Any]) -> None:
-        """Rule 6; ``learned`` are values that have become constants since the model was inferred."""
-        sweep = ShapeSweep(self._session)
-        for tensor in learned:
-            sweep.facts.note(tensor)
-        sweep.graph(self._session.view.graph)
-        sweep.fold_numbers()
-
-    def _fold_region(self, evaluator: Evaluator) -> list[Any] | None:
-        """Computes what can be computed now; returns the new constants, or None if there are none."""
+    def _fold_region(self, evaluator: Evaluator) -> list[Any]:
+        """Computes what can be computed now; returns the new constants."""
         while self._failures < _MOST_FAILURES:
             nodes = self._region()
             wanted = self._frontier(nodes)
             if not wanted:
-                return None
+                return []
             try:
                 values = evaluator.values(nodes, wanted)
             except EvaluationError as error:
@@ -151,7 +146,7 @@ class _Folding:
                 if any(id(tensor) in values for tensor in node.outputs):
                     become_constants(self._session, node, values)
             return [tensor for tensor, _ in wanted]
-        return None
+        return []
 
     def report(self) -> None:
         for node, reason in self._refused.values():

@@ -106,6 +106,8 @@ class _Rules:
             return None
         if _same_shape(shape, shape_of(node.outputs[0])):
             return node.inputs[0]
+        if len(node.inputs) > 1 and _same_shape(shape, _shape_read_by(node.inputs[1])):
+            return node.inputs[0]
         target = _ints(node.inputs[1]) if len(node.inputs) > 1 else None
         if target is None or len(target) != len(shape):
             return None
@@ -119,6 +121,8 @@ class _Rules:
         if shape is None:
             return None
         if _same_shape(shape, shape_of(node.outputs[0])):
+            return node.inputs[0]
+        if _same_shape(shape, _shape_read_by(node.inputs[1])):
             return node.inputs[0]
         wanted = _ints(node.inputs[1])
         if wanted is None or len(wanted) > len(shape):
@@ -269,6 +273,14 @@ _RULES: Final[dict[str, Callable[[_Rules, Any], Any | None]]] = {
 
 def _same_shape(one: Shape | None, other: Shape | None) -> bool:
     return one is not None and one == other and None not in one
+
+
+def _shape_read_by(tensor: Any) -> Shape | None:
+    """The shape that a Shape node without ``start`` and ``end`` gives as ``tensor``."""
+    node = producer(tensor)
+    if node is None or node.op != "Shape" or domain_of(node) or attribute(node, "start") or attribute(node, "end") is not None:
+        return None
+    return shape_of(node.inputs[0])
 
 
 def _rest_kept(target: list[int], kept: list[bool]) -> bool:

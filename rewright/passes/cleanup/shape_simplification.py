@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -54,14 +55,28 @@ class ShapeSimplification(GraphPass):
             session.notes.append(f"shapes stay computed: IR version {view.model.proto.ir_version} lists initializers as inputs")
             return
         session.ensure_facts()
-        simplifier = _Simplifier(session)
-        simplifier.graph(view.graph)
-        simplifier.fold_numbers()
-        session.editor.finish()
+        learned: list[Any] = []
+        while True:
+            simplifier = _Simplifier(session, learned)
+            simplifier.graph(view.graph)
+            learned = simplifier.fold_numbers()
+            session.editor.finish()
+            if not learned:
+                break
         simplifier.collapse(view.graph)
+        simplifier.report()
 
 
 class _Simplifier(ShapeSweep):
+    def __init__(self, session: PassSession, learned: Iterable[Any]) -> None:
+        super().__init__(session, learned)
+        self._refused: list[tuple[Any, str]] = []
+
+    def report(self) -> None:
+        """Records the Reshapes that keep a computed target."""
+        for node, reason in self._refused:
+            self.session.reject(node, reason)
+
     def rewrite(self, graph: Any, node: Any) -> Any | None:
         if node.op == "Reshape" and self.opset >= _SHAPE_IS_AN_INPUT:
             return self._reshape(graph, node)
@@ -91,7 +106,7 @@ class _Simplifier(ShapeSweep):
         allowzero = bool(attribute(node, "allowzero", 0))
         if not is_constant(node.inputs[1]):
             if target is None or not target.is_vector:
-                self.session.reject(node, "its target is not shape arithmetic that can be followed")
+                self._refused.append((node, "its target is not shape arithmetic that can be followed"))
                 return node
             if target.array() is None:
                 entries = _entries(dims, target, allowzero)
@@ -99,7 +114,7 @@ class _Simplifier(ShapeSweep):
                     axes = _inserted_ones(dims, target)
                     if axes is not None:
                         return self._replace(graph, node, node.inputs[0], axes, "Unsqueeze")
-                    self.session.reject(node, entries)
+                    self._refused.append((node, entries))
                     return node
                 node = self._replace(graph, node, node.inputs[0], entries)
         return node

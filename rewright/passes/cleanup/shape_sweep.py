@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -21,13 +22,18 @@ _SLICE_HAS_INPUTS: Final = 10
 
 
 class ShapeSweep:
-    """One walk in topological order. What it learns about a value's shape reaches the nodes behind it at once."""
+    """One walk in topological order. What it learns about a value's shape reaches the nodes behind it at once.
 
-    def __init__(self, session: PassSession) -> None:
+    ``learned`` are values that have become constants since the model was inferred.
+    """
+
+    def __init__(self, session: PassSession, learned: Iterable[Any] = ()) -> None:
         self.session = session
         self.opset = session.view.opset_of(session.view.graph)
         self.values = ShapeValues(self.opset)
         self.facts = Reinference(self.opset)
+        for tensor in learned:
+            self.facts.note(tensor)
         self._numbers: dict[int, tuple[Any, np.ndarray[Any, Any]]] = {}
 
     def graph(self, graph: Any) -> None:
@@ -49,13 +55,19 @@ class ShapeSweep:
         """Called for each node when all before it are known; returns the node that stands there afterwards, if any."""
         return node
 
-    def fold_numbers(self) -> None:
-        """Makes initializers of the small integer and boolean values that are wholly known and that something else reads."""
-        editor = self.session.editor
+    def fold_numbers(self) -> list[Any]:
+        """Makes initializers of the small integer and boolean values that are wholly known and that something else reads.
+
+        Returns:
+            the values; a next walk can start from them.
+        """
+        editor, folded = self.session.editor, []
         for node, array in self._numbers.values():
             alive = getattr(node, "alive", True)
             if alive and any(id(user) not in self._numbers for user in editor.consumers(node.outputs[0])):
                 become_constants(self.session, node, {id(node.outputs[0]): array})
+                folded.append(node.outputs[0])
+        return folded
 
     def _node(self, graph: Any, node: Any) -> None:
         self.facts.visit(node)

@@ -101,9 +101,12 @@ def slice_(node: Any, values: ShapeValues) -> list[Item] | None:
         return None
     sizes: list[Item] = list(dims)
     for axis, (start, end, step) in ranges.items():
+        dim = dims[axis]
         sizes[axis] = None
-        if start == 0 and step == 1 and end is not None:
-            sizes[axis] = dims[axis] if reaches(end, dims[axis]) else values.smaller(end, dims[axis])
+        if isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and step > 0 and isinstance(dim, int):
+            sizes[axis] = len(range(*slice(start, end, step).indices(dim)))
+        elif start == 0 and step == 1 and end is not None:
+            sizes[axis] = dim if reaches(end, dim) else values.smaller(end, dim)
     return sizes
 
 
