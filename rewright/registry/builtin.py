@@ -26,13 +26,13 @@ PASSES: tuple[tuple[str, str], ...] = (
 )
 """(module, pass class). Named by text, so that a hook call and not an import of this module pays for loading them."""
 
-# Constants are folded and identities removed a second time, because simplified shapes leave new ones behind; what that strands,
-# and what the fusions strand, dead-code takes away last.
+# Simplified shapes leave new constants, identities and equal values behind, so what clears those away comes after; what is
+# stranded then, and by the fusions, dead-code takes away last. A level that runs again on its own result changes nothing.
 LEVELS: Mapping[str, str] = {
     "O0": "",
     "O1": (
-        "inline-functions, constant-folding, identity-elimination, common-subexpression, shape-simplification,"
-        " constant-folding, identity-elimination, dead-code"
+        "inline-functions, constant-folding, identity-elimination, shape-simplification, constant-folding,"
+        " identity-elimination, common-subexpression, dead-code"
     ),
     "O2": "O1, layer-norm, gelu, skip-layer-norm, bias-gelu, dead-code",
 }
