@@ -30,11 +30,20 @@ def ensure(view: View, prepare: Callable[[Model], Model] | None = None) -> None:
     view.inference_runs += 1
     model = view.to_model()
     try:
+        _refuse_what_aborts(view)
         inferred = onnx.shape_inference.infer_shapes((prepare(model) if prepare else model).proto, data_prop=True)
     except Exception as error:  # onnx raises several unrelated types; facts are optional
         view.facts_problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         inferred = model.proto  # the exporter's own value infos are better than nothing
     _assign(view, inferred)
+
+
+def _refuse_what_aborts(view: View) -> None:
+    """onnx's inference ends the whole process on a Split whose ``num_outputs`` is not the number of its outputs."""
+    for graph in view.graphs():
+        for node in graph.nodes:
+            if node.op == "Split" and attribute(node, "num_outputs", len(node.outputs)) != len(node.outputs):
+                raise ValueError(f"Split '{node.name}' has {len(node.outputs)} outputs, but num_outputs says otherwise")
 
 
 def _assign(view: View, inferred: ModelProto) -> None:
@@ -147,8 +156,8 @@ def infer_outputs(node: Any, opset: int) -> None:
     try:
         schema = onnx.defs.get_schema(node.op, opset, "")
         found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
-    except Exception:  # an op without schema, or inputs that are unknown: the outputs stay unknown
-        return
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return  # an op without schema, or inputs that are unknown: the outputs stay unknown
     for tensor in node.outputs:
         if tensor.name in found and found[tensor.name].HasField("tensor_type"):
             set_facts(tensor, found[tensor.name].tensor_type)

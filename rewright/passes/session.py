@@ -58,6 +58,10 @@ class PassSession:
     def ensure_facts(self) -> None:
         """Makes dtypes and shapes known where onnx's inference finds them, through fused ops by what their contracts say."""
         facts.ensure(self.view, lambda model: lower(model, every=True))
+        if self.view.facts_problem:
+            note = f"shape inference failed, so that only the exporter's own shapes are known: {self.view.facts_problem}"
+            if note not in self.notes:
+                self.notes.append(note)
 
     def reject(self, node: Any, reason: str) -> None:
         """Records that the pass did not fire at ``node``, and why."""

@@ -37,3 +37,13 @@ def test_made_up_symbols_do_not_reach_the_file() -> None:
     view = View(loaded)
     facts.ensure(view)
     assert view.to_model().fingerprint() == loaded.fingerprint()
+
+
+def test_a_split_that_would_abort_inference_only_costs_the_facts() -> None:
+    model = parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]> g (float[N, 6] x) => (float[N, 2] a, float[N, 2] b, float[N, 2] c) {
+            a, b, c = Split <axis = 1, num_outputs = 2> (x)
+        }""")
+    view = View(load(model))
+    facts.ensure(view)
+    assert "num_outputs" in view.facts_problem

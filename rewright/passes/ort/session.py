@@ -13,7 +13,7 @@ from pydantic import field_validator
 
 from rewright.model.carrier import Model, all_graphs, all_nodes
 from rewright.model.elements import normal_domain
-from rewright.model.errors import PassError
+from rewright.model.errors import PassError, UsageError
 from rewright.model.load import load
 from rewright.model.weights import is_stub, slice_of
 from rewright.passes.contract import Backend
@@ -62,7 +62,7 @@ class OrtSession(ModelPass):
         if names:
             try:
                 all_but(names)
-            except Exception as error:
+            except UsageError as error:  # pydantic reports ValueErrors only
                 raise ValueError(str(error)) from error
         return names
 
