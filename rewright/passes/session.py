@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from rewright.model import facts
 from rewright.model.carrier import Model
 from rewright.model.edit import Editor
 from rewright.model.names import Names
-from rewright.model.view import View
+from rewright.model.view import MADE_UP_SYMBOL, View
 from rewright.ops.lowering import lower
 from rewright.ops.targets import unsupported
 from rewright.passes.contract import Pass, Rejection, Site, Target
+
+
+_MADE_UP: Final = re.compile(rf"'?{MADE_UP_SYMBOL}\w+'?")
 
 
 @dataclass
@@ -64,8 +68,8 @@ class PassSession:
                 self.notes.append(note)
 
     def reject(self, node: Any, reason: str) -> None:
-        """Records that the pass did not fire at ``node``, and why."""
-        self.rejections.append(Rejection(label(node), reason))
+        """Records that the pass did not fire at ``node``, and why; dimensions that nobody named are shown as "?"."""
+        self.rejections.append(Rejection(label(node), _MADE_UP.sub("?", reason)))
 
     def record(self, graph: Any, removed: Sequence[Any], added: Sequence[Any]) -> Site:
         """Records a site and stamps the added nodes with the pass's name and what they replace."""
