@@ -17,7 +17,6 @@ from rewright.ops.lowering import lower
 from rewright.ops.targets import unsupported
 from rewright.passes.contract import Pass, Rejection, Site, Target
 
-
 _MADE_UP: Final = re.compile(rf"'?{MADE_UP_SYMBOL}\w+'?")
 
 
