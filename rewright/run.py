@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 import time
@@ -105,7 +106,8 @@ def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: R
         GateError: a gate failed or a pass crashed, and ``options.on_failure`` is "raise".
         UsageError: the inputs that the caller gave do not fit the model.
     """
-    with SessionWorker() as worker:
+    # A run makes millions of objects and, but for views that are rolled back, little garbage.
+    with collector_paused(), SessionWorker() as worker:
         return _Run(model, passes, chain_text, options, worker).run()
 
 
@@ -171,8 +173,7 @@ class _Run:
         )
         session = PassSession(step, self.current, self.options.target, self.view)
         began = time.perf_counter()
-        with collector_paused():  # a pass makes many objects and little garbage
-            candidate = self._apply(step, session, record)
+        candidate = self._apply(step, session, record)
         applied = time.perf_counter()
         if candidate is not None:
             self._judge(step, session.sites, candidate, record)
@@ -187,6 +188,8 @@ class _Run:
             self.view = session.opened
         else:
             self.view = None  # it shows what was rolled back
+            del session, candidate
+            gc.collect()  # a view is one large cycle, and the collector is paused
             self._reproduce(step, index, record)
         record.nodes_after = self.current.node_count()
         record.rss_peak = rss_peak()
