@@ -25,10 +25,12 @@ def as_model(source: str | Path | onnx.ModelProto | Model) -> Model:
 
 
 def run_pass(current: Pass, source: Any, target: Any = "cpu") -> tuple[PassSession, Model]:
-    """Applies a pass once; the result is checked by the onnx checker."""
+    """Applies a pass once; the result is checked by the onnx checker, and its signature has to be the same."""
     session = PassSession(current, as_model(source), target)
     current.apply(session)
     after = session.result or session.view.to_model()
+    assert list(after.proto.graph.input) == list(session.model.proto.graph.input)
+    assert list(after.proto.graph.output) == list(session.model.proto.graph.output)
     # The checker looks for the stubs' files in the working directory, and knows no contrib ops.
     if all(name.startswith("ai.onnx::") for name in after.op_counts()) and not any(stubs(after.proto)):
         onnx.checker.check_model(after.proto)

@@ -28,9 +28,9 @@ def bypass(session: PassSession, node: Any, source: Any) -> str | None:
         share_facts(output, source)
         editor.redirect(output, source, node)
     elif maker is not None and editor.graph_of(maker) is graph and not editor.is_graph_output(source):
+        share_facts(source, output)
         feeders = take_out(session, node)
         index = next(index for index, tensor in enumerate(maker.outputs) if tensor is source)
-        share_facts(source, output)
         editor.take_output(output, maker, index)
         session.record(graph, [node, *remove_unused(session, feeders)], [])
         return None
@@ -77,8 +77,8 @@ def remove_unused(session: PassSession, nodes: list[Any]) -> list[Any]:
 
 
 def share_facts(known: Any, other: Any) -> None:
-    """Both values are equal: what is known about one holds for the other."""
-    if not isinstance(other, gs.Variable):
+    """Both values are equal: what is known about one holds for the other. Inputs stay as they are declared."""
+    if not isinstance(other, gs.Variable) or not other.inputs:
         return
     if other.dtype is None:
         other.dtype = known.dtype

@@ -125,6 +125,7 @@ class _Folding:
         while True:
             sweep = ShapeSweep(self._session, learned)
             sweep.graph(self._session.view.graph)
+            sweep.values.forget_input_names()
             learned = [*sweep.fold_numbers(), *self._fold_region(evaluator)]
             if not learned:
                 return
@@ -150,7 +151,7 @@ class _Folding:
 
     def report(self) -> None:
         for node, reason in self._refused.values():
-            if node.alive:
+            if getattr(node, "alive", True):
                 self._session.reject(node, reason)
 
     def _refuse(self, node: Any, reason: str) -> None:
@@ -169,7 +170,9 @@ class _Folding:
         region = []
         for graph in self._graphs:
             for node in graph.nodes:
-                if not node.alive or not self._all_constant(node, computed) or domain_of(node) or node_has_bodies(node):
+                if not getattr(node, "alive", True) or not self._all_constant(node, computed):
+                    continue
+                if domain_of(node) or node_has_bodies(node):
                     continue
                 held = self._refused.get(id(node))
                 if held is not None and held[1] != _NOT_YET:

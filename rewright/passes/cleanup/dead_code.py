@@ -7,6 +7,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from rewright.model.edit import remove_dead_nodes
+from rewright.model.graph import state_of
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
@@ -40,11 +41,11 @@ class DeadCode(GraphPass):
 
 def _remove_unused_initializers(graph: Any) -> int:
     returned = {id(tensor) for tensor in graph.outputs}
-    held: dict[str, gs.Constant] = graph.state.initializers
+    held: dict[str, gs.Constant] = state_of(graph).initializers
     unused = [
         name
         for name, constant in held.items()
-        if name not in graph.state.input_defaults
+        if name not in state_of(graph).input_defaults
         and id(constant) not in returned
         and not any(getattr(node, "alive", True) for node in constant.outputs)
     ]

@@ -63,7 +63,9 @@ class ShapeSimplification(GraphPass):
             session.editor.finish()
             if not learned:
                 break
+            simplifier.values.forget_input_names()
         simplifier.collapse(view.graph)
+        simplifier.values.forget_input_names()
         simplifier.report()
 
 

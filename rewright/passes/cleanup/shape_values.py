@@ -55,6 +55,7 @@ class ShapeValues:
         self._known: dict[int, tuple[Any, Items | None]] = {}
         self._sums_and_products: dict[str, Polynomial] = {}
         self._bounds: dict[Polynomial, Size] = {}
+        self._named_inputs: list[tuple[Any, Any]] = []
 
     def dims_of(self, tensor: Any) -> list[Size] | None:
         """The dimensions of a value; unnamed ones get a name here, so that they can be compared. None: the rank is unknown."""
@@ -62,9 +63,17 @@ class ShapeValues:
         if shape is None:
             return None
         if None in shape and isinstance(tensor, gs.Variable):
+            if not tensor.inputs:
+                self._named_inputs.append((tensor, tensor.shape))
             shape = tuple(f"{_UNNAMED}{next(_numbers)}" if dim is None else dim for dim in shape)
             tensor.shape = list(shape)
         return [dim if isinstance(dim, int) else self._sums_and_products.get(str(dim)) or symbol(str(dim)) for dim in shape]
+
+    def forget_input_names(self) -> None:
+        """Takes back the names that inputs' dimensions got: they are the model's signature."""
+        for tensor, shape in self._named_inputs:
+            tensor.shape = shape
+        self._named_inputs.clear()
 
     def fact(self, size: Item) -> Dim:
         """A size as ``shape_of`` gives it: a number, or a name that ``dims_of`` knows."""
