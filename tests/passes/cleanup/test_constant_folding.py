@@ -100,8 +100,7 @@ def test_growth_is_capped_and_transposed_weights_may_be_large():
     twice = model("a = Transpose(w) b = Neg(w) p = MatMul(x, a) q = MatMul(p, b) y = Identity(q)")
     twice.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     folded(twice, ["Transpose", "Neg", "MatMul", "MatMul", "Identity"], max_bytes=1000)
-    _, small = folded(twice, ["MatMul", "MatMul", "Identity"])
-    assert small.nbytes() > 0
+    folded(twice, ["MatMul", "MatMul", "Identity"])
 
 
 def test_equal_large_results_are_stored_once():
