@@ -15,8 +15,8 @@ from rewright.model.names import scope_of
 from rewright.model.order import node_has_bodies
 from rewright.passes.cleanup.bypass import bypass, remove_unused, take_out
 from rewright.passes.cleanup.dimensions import Size
+from rewright.passes.cleanup.shape_items import Items
 from rewright.passes.cleanup.shape_sweep import ShapeSweep
-from rewright.passes.cleanup.shape_values import Items
 from rewright.passes.cleanup.symbolic_shapes import reaches, slice_ranges
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession

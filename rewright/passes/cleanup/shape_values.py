@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,35 +15,13 @@ from rewright.model.facts import Dim, attribute, constant_of, dtype_of, is_small
 from rewright.model.view import MADE_UP_SYMBOL
 from rewright.passes.cleanup import dimensions
 from rewright.passes.cleanup.dimensions import Polynomial, Size, symbol
-
-Item = Size | None
+from rewright.passes.cleanup.shape_items import Item, Items
 
 _MOST_ITEMS: Final = 64
 _AXES_ARE_INPUTS: Final = 13
 _SLICE_HAS_INPUTS: Final = 10
 _UNNAMED: Final = f"{MADE_UP_SYMBOL}dim"
 _numbers: Iterator[int] = itertools.count()  # one for the process, so that a name never stands for two dimensions
-
-
-@dataclass(frozen=True)
-class Items:
-    """The elements of a scalar or vector of integers or booleans; None for an element that is not known."""
-
-    items: tuple[Item, ...]
-    is_vector: bool
-    dtype: np.dtype[Any]
-
-    def array(self) -> np.ndarray[Any, Any] | None:
-        """The value, if every element is a number that the dtype holds."""
-        if not all(isinstance(item, int) for item in self.items):
-            return None
-        flat = np.asarray(self.items, dtype=object)
-        if self.dtype.kind in "iu":
-            limits = np.iinfo(self.dtype)
-            if any(not limits.min <= int(item) <= limits.max for item in flat):
-                return None
-        array = flat.astype(self.dtype)
-        return array if self.is_vector else array.reshape(())
 
 
 class ShapeValues:

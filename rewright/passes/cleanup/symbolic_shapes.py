@@ -8,7 +8,8 @@ from typing import Any, Final
 from rewright.model.facts import attribute
 from rewright.passes.cleanup import dimensions
 from rewright.passes.cleanup.dimensions import Size
-from rewright.passes.cleanup.shape_values import Item, Items, ShapeValues
+from rewright.passes.cleanup.shape_items import Item, Items
+from rewright.passes.cleanup.shape_values import ShapeValues
 
 TO_THE_END: Final = 2**31 - 1
 """The operator's documentation asks for INT_MAX where a Slice runs to the end of a dimension of unknown size."""
