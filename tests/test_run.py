@@ -325,14 +325,21 @@ def test_user_inputs_are_used_and_checked(tmp_path: Path) -> None:
 def test_a_native_crash_of_the_candidate_is_a_failed_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     from rewright.verify.process import SessionWorker
 
-    run = SessionWorker.run
+    run, start = SessionWorker.run, SessionWorker._start
+    doomed: list[bool] = []
 
-    def crash_on_candidates(self: SessionWorker, model: rewright.Model, *args: Any, **kwargs: Any) -> Any:
-        if "com.microsoft::Gelu" in model.op_counts() and self.pid is not None:
-            os.kill(self.pid, signal.SIGSEGV)
+    def note_candidates(self: SessionWorker, model: rewright.Model, *args: Any, **kwargs: Any) -> Any:
+        doomed[:] = [True] if "com.microsoft::Gelu" in model.op_counts() else []
         return run(self, model, *args, **kwargs)
 
-    monkeypatch.setattr(SessionWorker, "run", crash_on_candidates)
+    def start_and_crash(self: SessionWorker) -> Any:
+        child = start(self)
+        if doomed:  # after the check that the child lives, as a crash in the midst of a request is
+            os.kill(child.process.pid, signal.SIGSEGV)
+        return child
+
+    monkeypatch.setattr(SessionWorker, "run", note_candidates)
+    monkeypatch.setattr(SessionWorker, "_start", start_and_crash)
     result = chain(Gelu()).run(load(BERT))
     (record,) = result.report.passes
     assert record.status == "rolled-back"
