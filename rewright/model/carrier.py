@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from google.protobuf.message import Message
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from rewright.model.weights import SESSION_FOLDER, WeightFiles, is_stub, slice_of
@@ -135,3 +136,14 @@ def stubs(proto: ModelProto) -> Iterator[TensorProto]:
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.TENSOR and is_stub(attribute.t):
                     yield attribute.t
+
+
+def copy_field(source: Message, target: Message, name: str) -> None:
+    """Copies one field of a message into another of the same type, where it is not set yet."""
+    value = getattr(source, name)
+    if hasattr(value, "extend"):
+        getattr(target, name).extend(value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        setattr(target, name, value)

@@ -215,11 +215,6 @@ class Node(_Identity, gs.Node):  # type: ignore[misc]
             made.__dict__["has_bodies"] = True
         return made
 
-    @property
-    def domain_name(self) -> str:
-        """The domain, with "" for the standard one however it was written."""
-        return normal_domain(self.domain)
-
 
 def _copied(value: Any, tensor_map: Any) -> Any:
     if isinstance(value, gs.Graph):

@@ -22,7 +22,6 @@ class GraphState:
         self.proto = proto
         self.initializers: dict[str, Constant] = {}
         self.input_defaults: dict[str, TensorProto] = {}
-        self.source_nodes: list[Any] = []
         self.opsets: dict[str, int] | None = None
         self.layer_names: set[str] | None = None
         self.shell: GraphProto | None = None

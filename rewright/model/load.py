@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
-from rewright.model.carrier import Model, all_graphs, stubs
+from rewright.model.carrier import Model, all_graphs, copy_field, stubs
 from rewright.model.cycles import refuse_cycle
 from rewright.model.errors import ModelError, UsageError
 from rewright.model.weights import (
@@ -135,12 +135,10 @@ def _load_proto(source: ModelProto, folder: Path | None) -> Model:
     proto = ModelProto()
     for descriptor, _ in source.ListFields():
         if descriptor.name != "graph":
-            part = ModelProto()
-            _copy_field(source, part, descriptor.name)
-            proto.MergeFrom(part)
+            copy_field(source, proto, descriptor.name)
     for descriptor, _ in source.graph.ListFields():
         if descriptor.name != "initializer":
-            _copy_field(source.graph, proto.graph, descriptor.name)
+            copy_field(source.graph, proto.graph, descriptor.name)
     for tensor in source.graph.initializer:
         proto.graph.initializer.append(_spilled(tensor, files))
     for graph in all_graphs(proto):
@@ -158,16 +156,6 @@ def _load_proto(source: ModelProto, folder: Path | None) -> Model:
             has_external_data = True
     refuse_cycle(proto)
     return Model(proto, files, None, has_external_data)
-
-
-def _copy_field(source: object, target: object, name: str) -> None:
-    value = getattr(source, name)
-    if hasattr(value, "extend"):
-        getattr(target, name).extend(value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(target, name).CopyFrom(value)
-    else:
-        setattr(target, name, value)
 
 
 def _spilled(tensor: TensorProto, files: WeightFiles) -> TensorProto:

@@ -14,7 +14,7 @@ from google.protobuf.message import EncodeError
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from rewright.model import wire
-from rewright.model.carrier import Model, bodies, stubs
+from rewright.model.carrier import Model, bodies, copy_field, stubs
 from rewright.model.errors import ModelError, UsageError
 from rewright.model.weights import Slice, is_stub, point_to, shortened, slice_of
 
@@ -160,13 +160,9 @@ def _around(message: Any, number: int, without: tuple[str, ...]) -> tuple[bytes,
     after.CopyFrom(message)  # unknown fields included
     for name in without:
         after.ClearField(name)
-    for descriptor, value in after.ListFields():
-        if descriptor.number > number:
-            continue
-        if hasattr(value, "extend"):
-            getattr(before, descriptor.name).extend(value)
-        else:
-            setattr(before, descriptor.name, value)
+    for descriptor, _ in after.ListFields():
+        if descriptor.number <= number:
+            copy_field(after, before, descriptor.name)
     for descriptor, _ in before.ListFields():
         after.ClearField(descriptor.name)
     return before.SerializeToString(), after.SerializeToString()

@@ -126,7 +126,6 @@ class _Importer:
         for variable, value in zip(graph.outputs, proto.output, strict=True):
             if isinstance(variable, Variable) and variable.dtype is None:
                 _set_type(variable, value)
-        graph.state.source_nodes = list(graph.nodes)
         return graph
 
     def function(self, proto: FunctionProto) -> Any:
@@ -144,7 +143,6 @@ class _Importer:
             function.inputs.append(variable)
         function.nodes = self.nodes(proto.node, scope, [])
         function.outputs = [_lookup(name, scope, []) for name in proto.output]
-        function.state.source_nodes = list(function.nodes)
         return function
 
     def nodes(self, protos: Any, scope: Scope, outer: list[Scope]) -> list[Any]:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from pydantic import field_validator
 
-from rewright.model.carrier import Model, all_graphs, all_nodes
+from rewright.model.carrier import Model, all_graphs, all_nodes, copy_field
 from rewright.model.elements import normal_domain
 from rewright.model.errors import PassError, UsageError
 from rewright.model.load import load
@@ -149,14 +149,10 @@ def _reattach_weights(source: Model, optimized: Model, proto: ModelProto) -> Non
 
 def _restore(source: ModelProto, proto: ModelProto) -> None:
     """Gives back what ONNX Runtime drops or rewrites although no optimizer touched it."""
-    for descriptor, value in source.ListFields():
-        if descriptor.name in ("graph", "functions", "opset_import"):
-            continue
-        proto.ClearField(descriptor.name)
-        if hasattr(value, "extend"):
-            getattr(proto, descriptor.name).extend(value)
-        else:
-            setattr(proto, descriptor.name, value)
+    for descriptor, _ in source.ListFields():
+        if descriptor.name not in ("graph", "functions", "opset_import"):
+            proto.ClearField(descriptor.name)
+            copy_field(source, proto, descriptor.name)
     for name in ("producer_name", "producer_version", "domain", "doc_string"):
         if not source.HasField(name):
             proto.ClearField(name)
