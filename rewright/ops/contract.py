@@ -9,7 +9,7 @@ from typing import Any
 from onnx import FunctionProto, NodeProto
 
 Body = Callable[[NodeProto, int, int], FunctionProto]
-"""(node, opset of the standard domain, elem type of the first input) -> the op's meaning for that node.
+"""(node, opset of the standard domain, elem type of the input that the contract is typed by) -> the op's meaning for that node.
 
 The function's inputs and outputs are those that the node gives; an optional one that it omits is not among them."""
 
@@ -34,6 +34,7 @@ class OpContract:
         kernels: numpy dtype names by target; a target that is absent has no kernel.
         body: the op's meaning in standard ONNX ops, for the attributes and inputs of one node.
         source: where the facts come from.
+        typed_by: index of the input whose element type the kernels are chosen by, and which the first output has.
     """
 
     domain: str
@@ -44,10 +45,11 @@ class OpContract:
     body: Body = field(repr=False)
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     source: str = ""
+    typed_by: int = 0
 
 
 CONTRACTS: dict[str, OpContract] = {}
-"""Every contract by "domain::Op"; filled by rewright.ops.microsoft when rewright.ops is imported."""
+"""Every contract by "domain::Op"; filled when rewright.ops is imported."""
 
 
 def register(contract: OpContract) -> OpContract:

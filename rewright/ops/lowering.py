@@ -63,7 +63,7 @@ class _Lowering:
         """Rewrites the nodes of one graph in place."""
         for node in graph.node:
             contract = _contract(node)
-            elem_type = self._types.get(node.input[0], 0) if contract and node.input else 0
+            elem_type = self._types.get(_typing_input(node, contract), 0) if contract is not None else 0
             if contract is not None and elem_type and self._wanted(node, elem_type):
                 self._call(node, contract, elem_type)
 
@@ -91,20 +91,29 @@ def _contract(node: NodeProto) -> OpContract | None:
     return CONTRACTS.get(f"{node.domain}::{node.op_type}") if node.domain else None
 
 
+def _typing_input(node: NodeProto, contract: OpContract) -> str:
+    return node.input[contract.typed_by] if contract.typed_by < len(node.input) else ""
+
+
 def _element_types(proto: ModelProto) -> dict[str, int]:
     """Element types by value name: as the model states them, and where that leaves a contract op open, as onnx infers them."""
-    nodes = [node for graph in all_graphs(proto) for node in graph.node if node.input and node.output and _contract(node)]
-    types = _spread(_stated_types(proto), nodes)
-    if any(node.input[0] not in types for node in nodes):
-        types = _spread(_stated_types(onnx.shape_inference.infer_shapes(proto)), nodes)
+    typed = [
+        (_typing_input(node, contract), node.output[0])
+        for graph in all_graphs(proto)
+        for node in graph.node
+        if node.output and (contract := _contract(node)) is not None
+    ]
+    types = _spread(_stated_types(proto), typed)
+    if any(name not in types for name, _ in typed):
+        types = _spread(_stated_types(onnx.shape_inference.infer_shapes(proto)), typed)
     return types
 
 
-def _spread(types: dict[str, int], nodes: list[NodeProto]) -> dict[str, int]:
-    """Adds what follows from a contract op's first input and its first output having the same type."""
-    for node in nodes:
-        for known, same in ((node.input[0], node.output[0]), (node.output[0], node.input[0])):
-            if known in types:
+def _spread(types: dict[str, int], typed: list[tuple[str, str]]) -> dict[str, int]:
+    """Adds what follows from a contract op's first output having the type of the input that the contract is typed by."""
+    for pair in typed:
+        for known, same in (pair, pair[::-1]):
+            if known in types and same:
                 types.setdefault(same, types[known])
     return types
 

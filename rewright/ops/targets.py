@@ -22,3 +22,9 @@ def unsupported(domain: str, op: str, dtype: np.dtype[Any] | None, target: str) 
     if dtype.name not in kernels:
         return f"the target '{target}' has no kernel for {domain}.{op} on {dtype.name}"
     return None
+
+
+def typed_by(domain: str, op: str) -> int:
+    """Index of the input whose element type the kernel is chosen by."""
+    contract = CONTRACTS.get(f"{domain}::{op}")
+    return 0 if contract is None else contract.typed_by

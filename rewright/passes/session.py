@@ -14,7 +14,7 @@ from rewright.model.edit import Editor
 from rewright.model.names import Names
 from rewright.model.view import MADE_UP_SYMBOL, View
 from rewright.ops.lowering import lower
-from rewright.ops.targets import unsupported
+from rewright.ops.targets import typed_by, unsupported
 from rewright.passes.contract import Pass, Rejection, Site, Target
 
 _MADE_UP: Final = re.compile(rf"'?{MADE_UP_SYMBOL}\w+'?")
@@ -87,8 +87,9 @@ class PassSession:
 
     def refusal(self, node: Any) -> str | None:
         """Why the target cannot run the new node, or None if it can (or if the op has no contract)."""
-        dtypes = [facts.dtype_of(tensor) for tensor in node.inputs if tensor.name]
-        return unsupported(node.domain or "", node.op, dtypes[0] if dtypes else None, self.target)
+        index = typed_by(node.domain or "", node.op)
+        dtype = facts.dtype_of(node.inputs[index]) if index < len(node.inputs) else None
+        return unsupported(node.domain or "", node.op, dtype, self.target)
 
 
 def label(node: Any) -> str:
