@@ -7,7 +7,6 @@ docs/OperatorKernels.md of ONNX Runtime. ``portable`` means any ONNX runtime, so
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from onnx import FunctionProto, NodeProto, TensorProto
@@ -19,25 +18,7 @@ DOMAIN: Final = "com.microsoft"
 SKIP_LAYER_NORMALIZATION_EPSILON: Final = 1e-12
 """The schema's default. LayerNormalization's is 1e-5: who turns one into the other must write epsilon out."""
 
-_SINGLE: Final = ("float32",)
 _SINGLE_AND_HALF: Final = ("float32", "float16")
-
-
-def _gelu(body: BodyBuilder, x: str) -> str:
-    """0.5 * x * (1 + erf(x / sqrt(2)))"""
-    scaled = body("Mul", x, body.constant(math.sqrt(0.5)))
-    cdf = body("Mul", body("Add", body("Erf", scaled), body.constant(1.0)), body.constant(0.5))
-    return body("Mul", x, cdf)
-
-
-def _gelu_body(node: NodeProto, opset: int, elem_type: int) -> FunctionProto:
-    body = BodyBuilder(node, GELU.inputs, GELU.outputs, opset, elem_type)
-    return body.function({"Y": body.narrowed(_gelu(body, body.widened("X")))})
-
-
-def _bias_gelu_body(node: NodeProto, opset: int, elem_type: int) -> FunctionProto:
-    body = BodyBuilder(node, BIAS_GELU.inputs, BIAS_GELU.outputs, opset, elem_type)
-    return body.function({"C": body.narrowed(_gelu(body, body("Add", body.widened("A"), body.widened("B"))))})
 
 
 def _skip_layer_normalization_body(node: NodeProto, opset: int, elem_type: int) -> FunctionProto:
@@ -62,30 +43,6 @@ def _skip_layer_normalization_body(node: NodeProto, opset: int, elem_type: int) 
         }
     )
 
-
-GELU: Final = register(
-    OpContract(
-        domain=DOMAIN,
-        op="Gelu",
-        inputs=("X",),
-        outputs=("Y",),
-        kernels={"cpu": _SINGLE, "cuda": ("float32", "float16", "bfloat16", "float64"), "dml": _SINGLE_AND_HALF},
-        body=_gelu_body,
-        source="ONNX Runtime contrib operator Gelu, version 1",
-    )
-)
-
-BIAS_GELU: Final = register(
-    OpContract(
-        domain=DOMAIN,
-        op="BiasGelu",
-        inputs=("A", "B"),
-        outputs=("C",),
-        kernels={"cpu": _SINGLE, "cuda": ("float32", "float16", "bfloat16", "float64"), "dml": _SINGLE_AND_HALF},
-        body=_bias_gelu_body,
-        source="ONNX Runtime contrib operator BiasGelu, version 1: B has one dimension, the length of A's last",
-    )
-)
 
 SKIP_LAYER_NORMALIZATION: Final = register(
     OpContract(

@@ -37,7 +37,7 @@ def test_the_cpu_table_is_what_onnxruntime_registers_and_its_schema_admits(key):
         for kind in kernel.type_constraints["T"]
     }
     admitted = set(next(t.allowed_type_strs for t in schema_of(contract).type_constraints if t.type_param_str == "T"))
-    assert {ELEMENT_TYPES[name][0] for name in contract.kernels["cpu"]} == registered & admitted
+    assert {ELEMENT_TYPES[name][0] for name in contract.kernels.get("cpu", ())} == registered & admitted
 
 
 @pytest.mark.parametrize("key", OURS)
@@ -59,7 +59,7 @@ def test_names_and_attributes_are_the_schemas(key):
 @pytest.mark.parametrize("key", OURS)
 def test_no_target_but_the_three_providers_has_a_kernel(key):
     contract = CONTRACTS[key]
-    assert set(contract.kernels) == {"cpu", "cuda", "dml"}
+    assert set(contract.kernels) <= {"cpu", "cuda", "dml"}
     reason = unsupported(contract.domain, contract.op, np.dtype(np.float32), "portable")
     assert reason == f"the target 'portable' has no kernel for {key.replace('::', '.')}"
 
