@@ -1,4 +1,5 @@
 """Op contracts: what each fused op means, and where it runs."""
 
 from rewright.ops import activations as activations
+from rewright.ops import embedding as embedding
 from rewright.ops import microsoft as microsoft
