@@ -122,7 +122,7 @@ def optimize(
     Args:
         model: a path, a ModelProto or a Model; never modified.
         output: where the result goes; None writes nothing. Failures leave reproducers in ``<output>.reproducers``.
-        level: "O0" to "O2"; not used if ``chain`` is given.
+        level: "O0" to "O3"; not used if ``chain`` is given.
         chain: chain text or a Chain.
         backend: who carries the passes out, where they have the choice.
         target, verify, on_failure, inputs, seed, progress: see ``Chain.run``.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file. It is never modified.", show_default=False)]
 Level = Annotated[
-    str | None, typer.Option("-O", "--level", metavar="LEVEL", help="A level: O0, O1, O2 (the default), also 0, 1, 2.")
+    str | None, typer.Option("-O", "--level", metavar="LEVEL", help="A level: O0, O1, O2 (the default), O3, also 0 to 3.")
 ]
 ChainText = Annotated[
     str | None, typer.Option("-p", "--passes", metavar="CHAIN", help='Chain text, such as "O1, gelu, bias-gelu{backend=ort}".')

@@ -20,8 +20,12 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.cleanup.dead_code", "DeadCode"),
     ("rewright.passes.fusion.layer_norm", "LayerNorm"),
     ("rewright.passes.fusion.gelu", "Gelu"),
+    ("rewright.passes.fusion.fast_gelu", "FastGelu"),
+    ("rewright.passes.fusion.quick_gelu", "QuickGelu"),
     ("rewright.passes.fusion.skip_layer_norm", "SkipLayerNorm"),
     ("rewright.passes.fusion.bias_gelu", "BiasGelu"),
+    ("rewright.passes.fusion.gelu_approximation", "GeluApproximation"),
+    ("rewright.passes.fusion.gemm_fast_gelu", "GemmFastGelu"),
     ("rewright.passes.ort.session", "OrtSession"),
 )
 """(module, pass class). Named by text, so that a hook call and not an import of this module pays for loading them."""
@@ -34,7 +38,8 @@ LEVELS: Mapping[str, str] = {
         "inline-functions, constant-folding, identity-elimination, shape-simplification, constant-folding,"
         " identity-elimination, common-subexpression, dead-code"
     ),
-    "O2": "O1, layer-norm, gelu, skip-layer-norm, bias-gelu, dead-code",
+    "O2": "O1, layer-norm, gelu, fast-gelu, quick-gelu, skip-layer-norm, bias-gelu, dead-code",
+    "O3": "O2, gelu-approximation, dead-code",
 }
 
 

@@ -25,4 +25,4 @@ def rewright_passes() -> Iterable[type[Pass]]:  # type: ignore[empty-body]
 
 @hookspec
 def rewright_levels() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Return named chains, each as chain text: `{"acme-mobile": "O2, acme-relu-clip"}`. They expand as O0..O2 do."""
+    """Return named chains, each as chain text: `{"acme-mobile": "O2, acme-relu-clip"}`. They expand as O0..O3 do."""

@@ -96,12 +96,15 @@ def test_the_built_in_passes_come_by_the_same_hook():
 def test_the_built_in_levels_build_on_each_other():
     catalog = Catalog.load(autoload=False)
     assert Chain("O0", catalog=catalog).passes == ()
-    first, second = (Chain(level, catalog=catalog) for level in ("O1", "O2"))
+    first, second, third = (Chain(level, catalog=catalog) for level in ("O1", "O2", "O3"))
     cleanups = {"inline-functions", "constant-folding", "identity-elimination", "common-subexpression"}
     assert cleanups | {"shape-simplification", "dead-code"} == {step.name for step in first}
     fusions = {"layer-norm", "gelu", "skip-layer-norm", "bias-gelu"}
     assert fusions <= {step.name for step in second} - {step.name for step in first}
-    for chain in (first, second):
+    names = [[step.name for step in chain] for chain in (second, third)]
+    assert names[1] == [*names[0], "gelu-approximation", "dead-code"]
+    assert all(catalog.get(name).exactness in ("exact", "reassociating") for name in names[0])
+    for chain in (first, second, third):
         assert chain.warnings == ()
         assert chain.inserted == ()
         assert chain[-1].name == "dead-code"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from rewright.passes.fusion.widening import require_float, require_widening
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
 
 _STANDARD_SINCE: Final = 20
-_HALVES: Final = ("float16", "bfloat16")
-_FLOATS: Final = (*_HALVES, "float32", "float64")
 
 
 class Gelu(PatternPass):
@@ -49,12 +48,8 @@ class Gelu(PatternPass):
         )
 
     def check(self, match: Match, x: Value) -> None:
-        match.require(x.dtype is not None and x.dtype.name in _FLOATS, "the dtype is unknown or not a float", x)
-        widened = match.node("widened")
-        if widened is not None:
-            inner = widened.outputs[0].dtype
-            widens = inner is not None and inner.name == "float32" and x.dtype is not None and x.dtype.name in _HALVES
-            match.require(widens, f"the erf is computed in {inner}, which does not widen {x.dtype}", widened)
+        require_float(match, x)
+        require_widening(match, x, "erf")
 
     def rewrite(self, op: Any, match: Match, x: Value) -> Any:
         return op.Gelu(x) if match.opset >= _STANDARD_SINCE else op.Gelu(x, domain="com.microsoft")
