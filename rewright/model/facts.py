@@ -141,10 +141,14 @@ def infer_outputs(node: Any, opset: int) -> None:
     types: dict[str, TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
     for tensor in node.inputs:
-        if tensor.name and (dtype := dtype_of(tensor)) is not None:
-            types[tensor.name] = onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), shape_of(tensor))
-            if is_small_constant(tensor, 64) and (value := constant_of(tensor)) is not None:
-                data[tensor.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
+        if not tensor.name:
+            continue
+        dtype = dtype_of(tensor)
+        if dtype is None:
+            return  # onnx infers nothing unless each input has a type
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), shape_of(tensor))
+        if is_small_constant(tensor, 64) and (value := constant_of(tensor)) is not None:
+            data[tensor.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
     for name, held in node.attrs.items():
         if isinstance(held, (gs.Graph, gs.Node.AttributeRef, Opaque)):
             return  # without the attribute's value, inference would take the default's
