@@ -3,3 +3,4 @@
 from rewright.ops import activations as activations
 from rewright.ops import embedding as embedding
 from rewright.ops import microsoft as microsoft
+from rewright.ops import normalization as normalization

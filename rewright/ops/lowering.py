@@ -12,6 +12,7 @@ import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper
 
 from rewright.model.carrier import Model, all_graphs
+from rewright.model.elements import normal_domain
 from rewright.ops.contract import CONTRACTS, OpContract
 from rewright.ops.targets import unsupported
 
@@ -69,7 +70,7 @@ class _Lowering:
 
     def _wanted(self, node: NodeProto, elem_type: int) -> bool:
         dtype = helper.tensor_dtype_to_np_dtype(elem_type)
-        return self._every or unsupported(node.domain, node.op_type, dtype, self._target) is not None
+        return self._every or unsupported(normal_domain(node.domain), node.op_type, dtype, self._target) is not None
 
     def _call(self, node: NodeProto, contract: OpContract, elem_type: int) -> None:
         body = contract.body(node, self._opset, elem_type)
@@ -88,7 +89,7 @@ class _Lowering:
 
 
 def _contract(node: NodeProto) -> OpContract | None:
-    return CONTRACTS.get(f"{node.domain}::{node.op_type}") if node.domain else None
+    return CONTRACTS.get(f"{normal_domain(node.domain)}::{node.op_type}")
 
 
 def _typing_input(node: NodeProto, contract: OpContract) -> str:

@@ -14,7 +14,7 @@ def unsupported(domain: str, op: str, dtype: np.dtype[Any] | None, target: str) 
     contract = CONTRACTS.get(f"{domain}::{op}")
     if contract is None:
         return None
-    kernels = contract.kernels.get(target)
+    kernels, domain = contract.kernels.get(target), domain or "ai.onnx"
     if kernels is None:
         return f"the target '{target}' has no kernel for {domain}.{op}"
     if dtype is None:
