@@ -136,10 +136,15 @@ class _Exporter:
             present = {value.name for value in kept}
         outputs = {tensor.name for tensor in graph.outputs}
         for node in graph.nodes:
-            if node.domain and normal_domain(node.domain) and getattr(node, "proto", None) is None:
+            if getattr(node, "proto", None) is None and not self._is_standard(node, graph):
                 for tensor in node.outputs:
                     if tensor.name and tensor.name not in present | outputs and tensor.dtype is not None:
                         proto.value_info.append(_value_info(tensor))
+
+    def _is_standard(self, node: Any, graph: Any) -> bool:
+        """Whether onnx has a schema for the op, and so infers its outputs."""
+        opset = self._view.opset_of(graph)
+        return not normal_domain(node.domain) and bool(onnx.defs.has(node.op, opset))
 
     def _function(self, function: Any) -> FunctionProto:
         proto = FunctionProto()

@@ -16,6 +16,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model, all_graphs, bodies, node_lists, stubs
+from rewright.ops.contract import CONTRACTS
 
 _REPORTED: Final = 20
 """Problems that evidence lists; one wrong rename can make thousands."""
@@ -32,9 +33,9 @@ _RUNTIME_OPS: Final = {
     "ParametricSoftplus",
     "Scale",
     "ScaledTanh",
-    "SimplifiedLayerNormalization",
 }
-"""Ops that ONNX Runtime implements in the standard domain although the standard, at some opset or at all, lacks them."""
+"""Ops that ONNX Runtime implements in the standard domain although the standard, at some opset or at all, lacks them; beside
+these, those that a contract says so of."""
 
 
 class StructureEvidence(BaseModel):
@@ -221,7 +222,8 @@ def _set_runtime_ops_aside(proto: ModelProto) -> None:
     moved = False
     for owner in node_lists(proto):
         for node in owner.node:
-            is_candidate = node.op_type in _RUNTIME_OPS and not _normal(node.domain)
+            known = node.op_type in _RUNTIME_OPS or f"::{node.op_type}" in CONTRACTS
+            is_candidate = known and not _normal(node.domain)
             if is_candidate and not onnx.defs.has(node.op_type, version):
                 node.domain = _RUNTIME_DOMAIN
                 moved = True

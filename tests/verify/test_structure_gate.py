@@ -81,6 +81,7 @@ def test_ops_of_other_domains_and_of_the_runtime_are_tolerated(parse):
     before = parse(TWO_NODES)
     assert check_structure(before, changed(before, edit(1, domain="com.microsoft", op_type="Whatever"))).status == "passed"
     assert check_structure(before, changed(before, edit(1, op_type="SimplifiedLayerNormalization"))).status == "passed"
+    assert check_structure(before, changed(before, edit(1, op_type="LayerNormalisation"))).status == "failed"
 
 
 IF = """g (bool c, float[N] x) => (float[N] y) {
