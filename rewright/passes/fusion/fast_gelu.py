@@ -31,8 +31,8 @@ class FastGelu(PatternPass):
        computed in a narrower type than x has.
 
     Emits ``com.microsoft.FastGelu``, which can take a bias (``bias-gelu``), where the target has it for the dtype; else, from
-    opset 20 on, the standard ``Gelu(approximate="tanh")``. On CPU the two are equally fast and exact, and take a quarter of the
-    time of the nine ops.
+    opset 20 on and not in double precision (ONNX defines it with float32 constants), the standard ``Gelu(approximate="tanh")``.
+    On CPU the two are equally fast and exact, and take 0.25 to 0.4 of the time of the nine ops.
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units"; ONNX Gelu-20; ONNX Runtime contrib operator FastGelu.
     """
 
@@ -63,8 +63,8 @@ class FastGelu(PatternPass):
         require_widening(match, x, "tanh")
 
     def rewrite(self, op: Any, match: Match, x: Value) -> Any:
-        missing = unsupported(DOMAIN, "FastGelu", x.dtype, match.target) is not None
-        if missing and match.opset >= _STANDARD_SINCE and match.root.op != "Gelu":
+        standard = match.opset >= _STANDARD_SINCE and match.root.op != "Gelu" and x.dtype != "float64"
+        if standard and unsupported(DOMAIN, "FastGelu", x.dtype, match.target) is not None:
             return op.Gelu(x, approximate="tanh")
         return op.FastGelu(x, domain=DOMAIN)
 

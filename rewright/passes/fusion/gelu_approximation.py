@@ -36,7 +36,7 @@ class GeluApproximation(PatternPass):
         require_float(match, x)
 
     def rewrite(self, op: Any, match: Match, x: Value, bias: Value | None) -> Any:
-        missing = unsupported(DOMAIN, "FastGelu", x.dtype, match.target) is not None
-        if missing and bias is None and match.opset >= _STANDARD_SINCE:
+        standard = match.opset >= _STANDARD_SINCE and bias is None
+        if standard and unsupported(DOMAIN, "FastGelu", x.dtype, match.target) is not None:
             return op.Gelu(x, approximate="tanh")
         return op.FastGelu(*((x,) if bias is None else (x, bias)), domain=DOMAIN)

@@ -1,55 +1,20 @@
 """gelu: every spelling of the erf form is found, nothing else is."""
 
 import itertools
-import math
 
 import numpy as np
 import onnx
 import pytest
+from activation_spelling import HALVES, SCALES, SQRT2, gelu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from pass_harness import ops, parity, run_pass
-from spelling import OPSETS, Spelling, commuted
+from spelling import OPSETS, Spelling
 
 from rewright.passes.fusion.gelu import Gelu
 
 X = np.concatenate([np.linspace(-6, 6, 24), [0.0, -0.0, 1e-20, -1e4, 1e4, 3e-4]]).astype(np.float32).reshape(2, 3, 5)
-SQRT2 = math.sqrt(2)
-
-
-SCALES = ["div", "mul", "div-sqrt", "mul-reciprocal-sqrt", "mul-div-sqrt"]
-HALVES = ["first", "on-sum", "last", "on-x-div", "distributed", "last-div"]
-
-
-def gelu(spell, x="x", scale="div", half="first", swap=False, half_value=0.5, sqrt2=SQRT2, one=1.0):
-    if scale == "div":
-        scaled = spell("Div", x, spell.number(sqrt2))
-    elif scale == "mul":
-        scaled = commuted(spell, "Mul", x, spell.number(1 / sqrt2), swap)
-    else:
-        root = spell("Sqrt", spell.number(sqrt2**2))
-        if scale == "div-sqrt":
-            scaled = spell("Div", x, root)
-        elif scale == "mul-reciprocal-sqrt":
-            scaled = commuted(spell, "Mul", x, spell("Reciprocal", root), swap)
-        else:
-            scaled = commuted(spell, "Mul", x, spell("Div", spell.number(1.0), root), swap)
-    erf = spell("Erf", scaled)
-    if half == "distributed":
-        inner = commuted(spell, "Mul", erf, spell.number(half_value), swap)
-        return commuted(spell, "Mul", x, commuted(spell, "Add", inner, spell.number(half_value), swap), not swap)
-    total = commuted(spell, "Add", erf, spell.number(one), swap)
-    if half == "first":
-        return commuted(spell, "Mul", commuted(spell, "Mul", x, spell.number(half_value), swap), total, swap)
-    if half == "on-x-div":
-        return commuted(spell, "Mul", spell("Div", x, spell.number(1 / half_value)), total, swap)
-    if half == "on-sum":
-        return commuted(spell, "Mul", x, commuted(spell, "Mul", total, spell.number(half_value), swap), swap)
-    product = commuted(spell, "Mul", x, total, swap)
-    if half == "last-div":
-        return spell("Div", product, spell.number(1 / half_value))
-    return commuted(spell, "Mul", product, spell.number(half_value), swap)
 
 
 @pytest.mark.parametrize("opset", OPSETS)
