@@ -186,7 +186,33 @@ class _Fusion:
             self._editor.take_output(norm.total, fused, 2)
         unused = (feeder for feeder in feeders if not any(self._editor.is_used(tensor) for tensor in feeder.outputs))
         removed += self._editor.remove_with_dead_producers(feeder for feeder in unused if getattr(feeder, "alive", True))
+        for term in norm.terms:
+            removed += self._measure_ids(term, at)
         self._session.record(self._graph, removed, op.nodes)
+
+    def _measure_ids(self, term: Any, at: Any) -> list[Any]:
+        """Where a lookup is left only because its batch and sequence length are asked for, its ids are asked instead."""
+        gather = term.inputs[0] if term.inputs else None
+        if gather is None or gather.op != "Gather" or domain_of(gather) or self._editor.is_graph_output(term):
+            return []
+        users = self._editor.consumers(term)
+        if not users or Value(gather.inputs[1]).rank != 2 or not all(self._reads_two_dimensions(user) for user in users):
+            return []
+        self._editor.redirect(term, gather.inputs[1], at)
+        return self._editor.remove_with_dead_producers([gather])
+
+    def _reads_two_dimensions(self, node: Any) -> bool:
+        """Whether the node is a Shape of which only the first two dimensions are read."""
+        if node.op != "Shape" or domain_of(node) or self._editor.is_graph_output(node.outputs[0]):
+            return False
+        shape = NodeRef(node)
+        if shape.attribute("end") is not None or shape.attribute("start", 0):
+            return shape.attribute("start", 0) in (0, 1) and shape.attribute("end") in (1, 2)
+        for user in map(NodeRef, self._editor.consumers(node.outputs[0])):
+            index = user.input(1)
+            if user.op != "Gather" or user.domain or index is None or index.scalar not in (0, 1) or user.input(0) == index:
+                return False
+        return True
 
     def _node(self, norm: _Norm, roles: Roles, op: Builder, is_total_used: bool, at: Any) -> Any:
         dtype = Value(roles.word.table).dtype

@@ -47,6 +47,7 @@ class Positions(ShapeSweep):
     def __init__(self, session: PassSession) -> None:
         super().__init__(session)
         self._learned: dict[int, Any] = {}  # with the nodes themselves, so that no other gets their identity
+        self._bounds: dict[Size, Size] = {}
         for tensor in session.view.graph.inputs:
             self.facts.note(tensor)
 
@@ -70,7 +71,16 @@ class Positions(ShapeSweep):
                 self.values.dims_of(tensor)
         self._node(self.session.editor.graph_of(node), node)
         if node.op == "Slice" and self.opset >= _SLICE_HAS_INPUTS:
-            symbolic_dims(node, self.values)  # says what a name like "min(a, 32)" means, also where an earlier pass gave it
+            self._learn_bounds(node)
+
+    def _learn_bounds(self, node: Any) -> None:
+        """Remembers which dimensions of a Slice are min(a, number), also where the model has another name for it."""
+        named, computed = self.dims(node.outputs[0]), symbolic_dims(node, self.values)
+        if named is not None and computed is not None and len(named) == len(computed):
+            for name, size in zip(named, computed, strict=True):
+                bound = self.values.bound_of(size)
+                if bound is not None and not isinstance(name, int):
+                    self._bounds[name] = bound
 
     def dims(self, tensor: Any) -> list[Size] | None:
         """The dimensions, where only sizes that are equal for certain compare equal; None: the rank is unknown."""
@@ -81,7 +91,7 @@ class Positions(ShapeSweep):
 
         min(wanted, limit) is: where the two differ, both exceed 1, and the sum is an error.
         """
-        return size == wanted or (size is not None and self.values.bound_of(size) == wanted)
+        return size == wanted or (size is not None and self._bounds.get(size) == wanted)
 
     def constant(self, tensor: Any) -> np.ndarray[Any, Any] | None:
         """A constant of integers that is small enough to be read."""
