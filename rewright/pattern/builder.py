@@ -25,7 +25,7 @@ class Builder:
     def __init__(self, names: Names, scope: str, opset: int) -> None:
         self._names = names
         self._scope = scope
-        self._opset = opset
+        self.opset = opset
         self.nodes: list[Any] = []
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -43,7 +43,7 @@ class Builder:
         node.attrs = {key: value for key, value in options.items() if value is not None}
         self.nodes.append(node)
         if not domain:
-            facts.infer_outputs(node, self._opset)
+            facts.infer_outputs(node, self.opset)
         values = tuple(Value(tensor) for tensor in made)
         return values[0] if outputs == 1 else values
 

@@ -26,6 +26,7 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.fusion.bias_gelu", "BiasGelu"),
     ("rewright.passes.fusion.gelu_approximation", "GeluApproximation"),
     ("rewright.passes.fusion.gemm_fast_gelu", "GemmFastGelu"),
+    ("rewright.passes.fusion.multi_head_attention", "MultiHeadAttention"),
     ("rewright.passes.ort.session", "OrtSession"),
 )
 """(module, pass class). Named by text, so that a hook call and not an import of this module pays for loading them."""

@@ -1,0 +1,168 @@
+"""The bias of an attention: everything that is added to the scores or selected in them, as one value that is added."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from rewright.model.facts import constant_of, dtype_of, is_small_constant
+from rewright.passes.attention.axes import Axis, Layout, Unproven, length
+from rewright.passes.attention.scores import Term
+from rewright.passes.attention.writing import Writer
+from rewright.pattern.values import Value
+
+_MOST_ELEMENTS: Final = 1 << 22
+
+
+def bias(writer: Writer) -> Value | None:
+    """The bias as (1 or batch, 1 or heads, 1 or rows, 1 or columns), or None if nothing is added.
+
+    Each step is repeated on the bias alone: what was added is added, and where scores were selected, the bias is. A masked
+    score becomes the lowest finite number, which absorbs any score, where it was a large negative constant.
+    """
+    attention = writer.attention
+    made: Value | None = None
+    key: tuple[Any, ...] = ("bias",)
+    for term in attention.scores.terms:
+        if term.kind == "multiply" and made is None:
+            continue
+        key = (*key, term.kind, term.number, _mark(writer, term))
+        made = _step(writer, term, made, key)
+    return made
+
+
+def whole(writer: Writer, made: Value) -> Value:
+    """The bias with all rows and columns; the kernels repeat it over batch and heads only."""
+    roles = writer.attention.roles
+    shape = made.shape or ()
+    sizes = [1, 1, *(length(axis) or 1 for axis in (roles.rows, roles.columns))]
+    missing = [axis for axis in (2, 3) if shape[axis] == 1 and sizes[axis] != 1]
+    if not missing:
+        return made
+    key = ("whole", id(made.tensor), *missing)
+    if key not in writer.shared.values:
+        target = [sizes[axis] if axis in missing else 1 for axis in range(4)]
+        if all(isinstance(size, int) for size in target):
+            lengths = writer.op.constant(np.array(target, np.int64), "shape")
+        else:
+            lengths = writer.op.Concat(*(writer.length(size) for size in target), axis=0)
+        expanded = writer.op.Expand(made, lengths)
+        expanded.tensor.shape = [*(shape[:2]), *(_text(size) for size in sizes[2:])]
+        expanded.tensor.dtype = made.dtype
+        _keep(writer, key, expanded)
+    return writer.shared.values[key]
+
+
+def _step(writer: Writer, term: Term, made: Value | None, key: tuple[Any, ...]) -> Value | None:
+    if key in writer.shared.values:
+        return writer.shared.values[key]
+    op = writer.op
+    dtype = dtype_of(writer.attention.scores.product.operands[0])
+    if term.kind == "multiply":
+        made = op.Mul(made, op.constant(np.asarray(term.number, dtype), "scale"))
+    elif term.kind == "at-least":
+        made = None if made is None else op.Max(made, op.constant(np.asarray(term.number, dtype), "least"))
+    else:
+        value = _laid_out(writer, term)
+        if term.kind == "add":
+            made = value if made is None else op.Add(made, value)
+        elif term.kind == "subtract":
+            made = op.Neg(value) if made is None else op.Sub(made, value)
+        else:
+            masked = op.constant(_masked(term.number, dtype), "masked")
+            kept = made if made is not None else op.constant(np.zeros((), dtype), "kept")
+            made = op.Where(value, kept, masked) if term.kind == "keep-where" else op.Where(value, masked, kept)
+    if made is not None:
+        _keep(writer, key, made)
+    return made
+
+
+def _masked(number: float, dtype: Any) -> np.ndarray[Any, Any]:
+    """-inf stays; any other large negative constant becomes the lowest finite number."""
+    return np.asarray(-np.inf if number == -np.inf else np.finfo(dtype).min, dtype)
+
+
+def _keep(writer: Writer, key: tuple[Any, ...], value: Value) -> None:
+    writer.shared.values[key] = value
+    writer.made[key] = value
+
+
+def _mark(writer: Writer, term: Term) -> tuple[Any, ...]:
+    """What tells a term apart from others: the value, and where its axes lie."""
+    if term.value is None:
+        return ()
+    writer.shared.held.append(term.value)
+    return (id(term.value), *(_places(writer, axis) for axis in writer.axes.resolve(term.layout)))
+
+
+def _places(writer: Writer, axis: Axis) -> tuple[tuple[int, int], ...]:
+    roles = writer.attention.roles
+    targets = (roles.batch, roles.heads, roles.rows, roles.columns)
+    found = []
+    for atom in axis:
+        place = next(((role, target.index(atom)) for role, target in enumerate(targets) if atom in target), None)
+        if place is None:
+            raise Unproven("a bias has an axis that the scores do not have", writer.attention.softmax)
+        found.append(place)
+    return tuple(found)
+
+
+def _laid_out(writer: Writer, term: Term) -> Value:
+    """The term's value with four axes: batch, heads, rows, columns, each whole or of length 1."""
+    roles = writer.attention.roles
+    layout = writer.axes.resolve(term.layout)
+    _places(writer, tuple(atom for axis in layout for atom in axis))
+    present = {atom for axis in layout for atom in axis}
+    targets = (roles.batch, roles.heads, roles.rows, roles.columns)
+    partial = [axis for axis in targets if present & set(axis) and not set(axis) <= present]
+    value = Value(term.value)
+    if value.is_constant and is_small_constant(term.value, _MOST_ELEMENTS) and not partial:
+        return _constant(writer, term, layout, targets)
+    # A scalar or a vector has fewer axes than the layout that it is broadcast to.
+    layout = layout[len(layout) - (value.rank or 0) :] if value.rank is not None else layout
+    if not partial:
+        return writer.relaid(value, layout, tuple(axis if set(axis) <= present else () for axis in targets))
+    fine: list[Axis] = []
+    for axis in targets:
+        fine.extend([(atom,) if atom in present else () for atom in axis] if axis in partial else [axis if present & set(axis) else ()])
+    value = writer.relaid(value, layout, tuple(fine))
+    spots = [(atom,) for axis in partial for atom in axis if atom not in present]
+    lengths = []
+    for index, axis in enumerate(_granular(targets, partial)):
+        lengths.append(writer.length(axis[0].size) if axis in spots and not fine[index] else writer.length(1))
+    value = writer.op.Expand(value, writer.op.Concat(*lengths, axis=0))
+    made = tuple(axis if present & set(axis) else () for axis in targets)
+    return writer.relaid(value, tuple(_granular_present(targets, partial, present)), made)
+
+
+def _granular(targets: tuple[Axis, ...], partial: list[Axis]) -> list[Axis]:
+    found: list[Axis] = []
+    for axis in targets:
+        found.extend([(atom,) for atom in axis] if axis in partial else [axis])
+    return found
+
+
+def _granular_present(targets: tuple[Axis, ...], partial: list[Axis], present: set[Any]) -> list[Axis]:
+    found: list[Axis] = []
+    for axis in targets:
+        found.extend([(atom,) for atom in axis] if axis in partial else [axis if present & set(axis) else ()])
+    return found
+
+
+def _constant(writer: Writer, term: Term, layout: Layout, targets: tuple[Axis, ...]) -> Value:
+    array = np.asarray(constant_of(term.value))
+    atoms = [atom for axis in layout for atom in axis]
+    order = [atom for axis in targets for atom in axis if atom in atoms]
+    if any(not isinstance(atom.size, int) for atom in atoms):
+        raise Unproven("a constant has an axis of unknown length", term.node)
+    fine = array.reshape([int(atom.size) for atom in atoms])  # type: ignore[arg-type]
+    shape = [int(length(axis) or 1) if set(axis) & set(atoms) else 1 for axis in targets]  # type: ignore[arg-type]
+    if order == atoms and array.shape == tuple(shape):
+        return Value(term.value)
+    made: Value = writer.op.constant(fine.transpose([atoms.index(atom) for atom in order]).reshape(shape), "bias")
+    return made
+
+
+def _text(size: Any) -> Any:
+    return size if isinstance(size, int) else str(size)

@@ -1,0 +1,82 @@
+"""What the attention passes share: going over the softmaxes, proving, writing, and recording what stood in the way."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from rewright.model.edit import domain_of
+from rewright.model.facts import producer
+from rewright.model.names import scope_of
+from rewright.passes.attention.axes import Unproven
+from rewright.passes.attention.recognition import recognise
+from rewright.passes.attention.writing import Shared, Writer
+from rewright.passes.graph_pass import GraphPass
+from rewright.passes.session import PassSession
+from rewright.pattern.builder import Builder
+from rewright.pattern.values import Value
+
+
+class AttentionPass(GraphPass):
+    """Replaces the attention around each softmax by what ``write`` makes of it."""
+
+    keeps_facts = True
+
+    @abstractmethod
+    def write(self, writer: Writer) -> Value:
+        """The nodes for one attention; their result as (batch, rows, heads x value size).
+
+        Raises:
+            Unproven: the op cannot stand for this attention.
+        """
+
+    def run(self, session: PassSession) -> None:
+        session.ensure_facts()
+        for graph in list(session.view.graphs()):
+            shared = Shared(graph)
+            for node in [node for node in graph.nodes if node.op == "Softmax" and not domain_of(node)]:
+                if getattr(node, "alive", True):
+                    self._try(session, graph, node, shared)
+
+    def _try(self, session: PassSession, graph: Any, softmax: Any, shared: Shared) -> None:
+        opset = session.view.opset_of(graph)
+        builder = Builder(session.names, scope_of(softmax), opset)
+        writer: Writer | None = None
+        try:
+            attention = recognise(softmax, session.editor, opset)
+            writer = Writer(attention, builder, shared)
+            made = self.write(writer)
+            old, new = writer.result(made)
+            for node in builder.nodes:
+                reason = session.refusal(node)
+                if reason is not None:
+                    raise Unproven(reason, softmax)
+        except Unproven as unproven:
+            session.editor.discard(builder.nodes)
+            for key in writer.made if writer is not None else ():
+                shared.values.pop(key, None)
+            session.reject(softmax, unproven.reason + _at(unproven.where, softmax))
+            return
+        _replace(session, graph, old, new, builder)
+
+
+def _replace(session: PassSession, graph: Any, old: Any, new: Value, builder: Builder) -> None:
+    editor = session.editor
+    root = producer(old)
+    editor.insert(builder.nodes, at=root)
+    feeders = [feeder for tensor in root.inputs if (feeder := producer(tensor)) is not None]
+    editor.remove(root)
+    last = builder.nodes[-1]
+    editor.take_output(old, last, next(index for index, tensor in enumerate(last.outputs) if tensor is new.tensor))
+    unused = (
+        node for node in feeders if getattr(node, "alive", True) and not any(editor.is_used(tensor) for tensor in node.outputs)
+    )
+    session.record(graph, [root, *editor.remove_with_dead_producers(unused)], builder.nodes)
+
+
+def _at(where: Any, softmax: Any) -> str:
+    if where is None or where is softmax:
+        return ""
+    if hasattr(where, "op"):
+        return f" at {where.op} '{where.name}'"
+    return ""

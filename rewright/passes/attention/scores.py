@@ -1,0 +1,177 @@
+"""From a softmax up to the product of queries and keys: what scales the scores, and what is added to or selected in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from rewright.model.edit import domain_of
+from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
+from rewright.passes.attention.axes import Axes, Layout, Unproven
+from rewright.passes.attention.products import Product, is_product, product_above
+from rewright.passes.attention.steps import broadcast, upwards
+
+_LONGEST: Final = 16
+_ABSORBING: Final = -1e4
+"""A constant that stands for "masked": no score comes near it, or the model attends to what it masks."""
+
+Kind = Literal["add", "subtract", "keep-where", "mask-where", "multiply", "at-least"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One step of the way from the product to the softmax.
+
+    Attributes:
+        kind: "add", "subtract": of ``value``. "keep-where": scores where ``value`` holds, ``number`` elsewhere; "mask-where": the
+            reverse. "multiply": of everything so far by ``number``. "at-least": no less than ``number``.
+        value: the tensor, if any; layout: its layout where it meets the scores.
+    """
+
+    kind: Kind
+    node: Any
+    value: Any = None
+    layout: Layout = ()
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The input of a softmax, explained: ``scale * product``, then ``terms`` in order."""
+
+    product: Product
+    scale: float = 1.0
+    terms: tuple[Term, ...] = ()
+    interior: tuple[Any, ...] = ()
+
+
+def explained(axes: Axes, tensor: Any, layout: Layout) -> Iterator[Scores]:
+    """Every way to read ``tensor`` as scores, most likely first.
+
+    Raises:
+        Unproven: there is none; the reason is that of the way that came furthest.
+    """
+    walk = _Walk(axes)
+    found = False
+    for scores in walk.above(tensor, layout, 0):
+        found = True
+        yield scores
+    if not found:
+        raise walk.obstacle or Unproven("the scores are not a product of queries and keys", producer(tensor))
+
+
+class _Walk:
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.obstacle: Unproven | None = None
+        self._depth = -1
+
+    def above(self, tensor: Any, layout: Layout, depth: int) -> Iterator[Scores]:
+        node = producer(tensor)
+        if node is None or domain_of(node) or depth > _LONGEST:
+            return
+        try:
+            yield from self._node(node, tensor, layout, depth)
+        except Unproven as unproven:
+            self._failed(unproven, depth)
+
+    def _failed(self, unproven: Unproven, depth: int) -> None:
+        if depth > self._depth:
+            self.obstacle, self._depth = unproven, depth
+
+    def _node(self, node: Any, tensor: Any, layout: Layout, depth: int) -> Iterator[Scores]:
+        if is_product(node):
+            yield Scores(product_above(node, layout))
+            return
+        moved = upwards(self.axes, node, tensor, layout)
+        if moved is not None:
+            for scores in self.above(moved[0], moved[1], depth + 1):
+                yield replace(scores, interior=(*scores.interior, moved[0]))
+        elif node.op in ("Add", "Sub"):
+            yield from self._added(node, layout, depth)
+        elif node.op in ("Mul", "Div"):
+            yield from self._scaled(node, layout, depth)
+        elif node.op == "Where":
+            yield from self._selected(node, layout, depth)
+        elif node.op == "Max":
+            yield from self._at_least(node, layout, depth)
+        elif node.op == "Cast" and _is_float(node.inputs[0]) and _is_float(tensor):
+            yield from self._through(node.inputs[0], layout, depth, ())
+        elif node.op == "Tanh":
+            self._failed(Unproven("the scores pass a Tanh (a soft cap), which the fused op does not have", node), depth)
+
+    def _through(self, operand: Any, layout: Layout, depth: int, terms: tuple[Term, ...]) -> Iterator[Scores]:
+        for scores in self.above(operand, broadcast(layout, operand), depth + 1):
+            yield replace(scores, terms=scores.terms + terms, interior=(*scores.interior, operand))
+
+    def _added(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
+        for index in (0, 1) if node.op == "Add" else (0,):
+            operand, other = node.inputs[index], node.inputs[1 - index]
+            kind: Kind = "add" if node.op == "Add" else "subtract"
+            try:
+                term = Term(kind, node, other, broadcast(layout, other))
+                yield from self._through(operand, layout, depth, (term,))
+            except Unproven as unproven:
+                self._failed(unproven, depth)
+
+    def _scaled(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
+        for index in (0, 1) if node.op == "Mul" else (0,):
+            operand, other = node.inputs[index], node.inputs[1 - index]
+            factor = scalar(other)
+            if factor is None:
+                word = "multiplied" if node.op == "Mul" else "divided"
+                for _ in self._through(operand, layout, depth, ()):
+                    reason = f"the scores are {word} by the value '{other.name}', which is not a constant number"
+                    self._failed(Unproven(reason, node), depth + _LONGEST)
+                    break
+                continue
+            if node.op == "Div":
+                factor = 1.0 / factor if factor else 0.0
+            if not np.isfinite(factor) or factor <= 0:
+                self._failed(Unproven(f"the scores are scaled by {factor}, which is not positive", node), depth)
+                continue
+            for scores in self._through(operand, layout, depth, ()):
+                terms = (*scores.terms, Term("multiply", node, number=factor)) if scores.terms else ()
+                yield replace(scores, scale=scores.scale * factor, terms=terms)
+
+    def _selected(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
+        condition, chosen, otherwise = node.inputs
+        for operand, other, kind in ((chosen, otherwise, "keep-where"), (otherwise, chosen, "mask-where")):
+            if producer(operand) is None:
+                continue
+            masked = scalar(other)
+            if masked is None or not masked <= _ABSORBING:
+                for _ in self._through(operand, layout, depth, ()):
+                    what = f"{masked}" if masked is not None else f"'{other.name}', which is not a constant number"
+                    reason = f"masked scores become {what}, and only a large negative constant is sure to mask"
+                    self._failed(Unproven(reason, node), depth + _LONGEST)
+                    break
+                continue
+            term = Term(kind, node, condition, broadcast(layout, condition), masked)  # type: ignore[arg-type]
+            yield from self._through(operand, layout, depth, (term,))
+
+    def _at_least(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
+        if len(node.inputs) != 2:
+            return
+        for index in (0, 1):
+            least = scalar(node.inputs[1 - index])
+            dtype = dtype_of(node.inputs[index])
+            if least is None or dtype is None or least > float(np.finfo(np.float32 if dtype.kind != "f" else dtype).min):
+                continue
+            yield from self._through(node.inputs[index], layout, depth, (Term("at-least", node, number=least),))
+
+
+def scalar(tensor: Any) -> float | None:
+    """The number that a constant of one element holds."""
+    if not tensor.name or not is_small_constant(tensor, 1):
+        return None
+    value = constant_of(tensor)
+    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+
+def _is_float(tensor: Any) -> bool:
+    dtype = dtype_of(tensor)
+    return dtype is not None and (dtype.kind == "f" or dtype.name == "bfloat16")

@@ -1,0 +1,217 @@
+"""Writing an attention: bringing values into the layout that the op takes, and bias terms into one additive bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, shape_of
+from rewright.passes.attention.axes import Axis, Layout, Unproven, length, number, size_of, sizes_of
+from rewright.passes.attention.operands import Place, Step
+from rewright.passes.attention.recognition import Attention
+from rewright.passes.cleanup.dimensions import Size
+from rewright.pattern.builder import Builder
+from rewright.pattern.values import Value
+
+_IMPOSSIBLE: Final = 1000
+
+
+@dataclass
+class Shared:
+    """What the sites of one graph share: values that were written once, by what they mean."""
+
+    graph: Any
+    values: dict[Any, Value] = field(default_factory=dict)
+    held: list[Any] = field(default_factory=list)  # so that no identity in a key is given away again
+
+
+class Writer:
+    """Makes the nodes that one attention needs."""
+
+    def __init__(self, attention: Attention, op: Builder, shared: Shared) -> None:
+        self.attention = attention
+        self.axes = attention.axes
+        self.op = op
+        self.opset = op.opset
+        self.shared = shared
+        self.made: dict[Any, Value] = {}
+
+    def cheapest(self, places: list[Place], wanted: Layout, scaled: bool = True) -> Place:
+        """The place from which ``rows`` costs the least.
+
+        Raises:
+            Unproven: from none of them can it be written.
+        """
+        costs = [self._cost(place, wanted) if scaled or place.scale == 1 else _IMPOSSIBLE for place in places]
+        best = min(costs)
+        if best >= _IMPOSSIBLE:
+            raise Unproven(f"the layout of '{places[0].tensor.name}' is not (batch, sequence, heads times head size)", places[0].tensor)
+        return places[max(index for index, cost in enumerate(costs) if cost == best)]
+
+    def _cost(self, place: Place, wanted: Layout) -> int:
+        layout = self.axes.resolve(place.layout)
+        if any(atom.start is not None for axis in layout for atom in axis):
+            return _IMPOSSIBLE
+        if {atom for axis in layout for atom in axis} != {atom for axis in wanted for atom in axis}:
+            return _IMPOSSIBLE
+        if layout == wanted:
+            return len(place.steps)
+        if any(step.kind == "rotary" for step in place.steps):
+            return _IMPOSSIBLE
+        return len(place.steps) + (1 if _flat(layout) == _flat(wanted) else 2)
+
+    def rows(self, place: Place, wanted: Layout, heads: Axis) -> Value:
+        """The place's value as (batch, sequence, heads x head size), its steps done, without its scale."""
+        value = self.relaid(Value(place.tensor), self.axes.resolve(place.layout), wanted)
+        for step in place.steps:
+            value = self._stepped(value, step, wanted, heads)
+        return value
+
+    def _stepped(self, value: Value, step: Step, wanted: Layout, heads: Axis) -> Value:
+        if step.kind == "rotary":
+            return self._rotated(value, step, wanted, heads)
+        vector = self.vector(step, wanted[2])
+        constant = self.op.constant(vector, f"{step.kind}_vector")
+        made: Value = self.op.Add(value, constant) if step.kind == "add" else self.op.Mul(value, constant)
+        return made
+
+    def vector(self, step: Step, axis: Axis) -> np.ndarray[Any, Any]:
+        """A constant that is added or multiplied, over the whole of ``axis``."""
+        layout = self.axes.resolve(step.layout)
+        present = [atom for held in layout for atom in held]
+        if any(atom not in axis for atom in present):
+            raise Unproven(f"the constant '{step.value.name}' depends on more than the head and the place in it", step.node)
+        array = np.asarray(constant_of(step.value)).reshape([int(atom.size) for atom in present])  # type: ignore[arg-type]
+        order = sorted(range(len(present)), key=lambda index: axis.index(present[index]))
+        array = array.transpose(order)
+        shape = [int(atom.size) if atom in present else 1 for atom in axis]  # type: ignore[arg-type]
+        full = np.broadcast_to(array.reshape(shape), [int(atom.size) for atom in axis])  # type: ignore[arg-type]
+        return np.ascontiguousarray(full).reshape(-1)
+
+    def _rotated(self, value: Value, step: Step, wanted: Layout, heads: Axis) -> Value:
+        size = wanted[2][len(heads) :]
+        if self.axes.resolve(step.layout) != (wanted[0], heads, wanted[1], size):
+            raise Unproven("the rotary embedding is not over (batch, heads, sequence, head size)", step.node)
+        node = step.node
+        made: Value = self.op.RotaryEmbedding(
+            value,
+            *(Value(tensor) for tensor in node.inputs[1:]),
+            domain=node.domain,
+            interleaved=attribute(node, "interleaved"),
+            num_heads=number(heads),
+            rotary_embedding_dim=attribute(node, "rotary_embedding_dim"),
+            scale=attribute(node, "scale"),
+        )
+        made.tensor.dtype, made.tensor.shape = dtype_of(value.tensor), list(shape_of(value.tensor) or ()) or None
+        return made
+
+    def relaid(self, value: Value, layout: Layout, wanted: Layout) -> Value:
+        """The same elements in another layout; both are resolved and have the same atoms.
+
+        Raises:
+            Unproven: a length that the shape needs is not known.
+        """
+        if layout == wanted:
+            return value
+        order = _flat(wanted)
+        if _flat(layout) != order:
+            if not _in_blocks(layout, order):
+                layout, value = self._reshaped(value, layout, tuple((atom,) for atom in _flat(layout)))
+            blocks = sorted(range(len(layout)), key=lambda index: _first(order, layout[index], index))
+            if blocks != list(range(len(layout))):
+                value = self.op.Transpose(value, perm=blocks)
+                layout = tuple(layout[index] for index in blocks)
+        return self._reshaped(value, layout, wanted)[1]
+
+    def _reshaped(self, value: Value, layout: Layout, wanted: Layout) -> tuple[Layout, Value]:
+        if layout == wanted:
+            return wanted, value
+        shape = self.shape([_whole(axis) for axis in wanted], [_whole(axis) for axis in layout])
+        return wanted, self.op.Reshape(value, shape)
+
+    def shape(self, sizes: list[Size], given: list[Size]) -> Value:
+        """The shape operand of a Reshape from axes of the sizes ``given`` to ``sizes``."""
+        entries: list[Size | None] = []
+        for index, size in enumerate(sizes):
+            same = index < len(given) and given[index] == size and not isinstance(size, int)
+            entries.append(0 if same else size)
+        open_ones = [index for index, entry in enumerate(entries) if not isinstance(entry, int)]
+        if len(open_ones) <= 1:
+            numbers = [entry if isinstance(entry, int) else -1 for entry in entries]
+            return self.op.constant(np.array(numbers, np.int64), "shape")
+        parts = [
+            self.length(entry) if not isinstance(entry, int) else self.op.constant(np.array([entry], np.int64), "dim")
+            for entry in entries
+            if entry is not None
+        ]
+        made: Value = self.op.Concat(*parts, axis=0)
+        return made
+
+    def length(self, size: Size) -> Value:
+        """A vector of one integer, the length ``size`` at run time, read off an input of the graph.
+
+        Raises:
+            Unproven: no input has an axis of that length.
+        """
+        key = ("length", size)
+        if key in self.shared.values:
+            return self.shared.values[key]
+        if isinstance(size, int):
+            made: Value = self.op.constant(np.array([size], np.int64), "length")
+        else:
+            made = self._measured(size)
+        self.made[key] = made
+        self.shared.values[key] = made
+        return made
+
+    def _measured(self, size: Size) -> Value:
+        tensors = [*self.shared.graph.inputs, *(place.tensor for place in (*self.attention.queries, *self.attention.keys))]
+        for tensor in tensors:
+            for axis, dim in enumerate(shape_of(tensor) or ()):
+                if dim is not None and size_of(dim) == size:
+                    shape = self.op.Shape(Value(tensor))
+                    index = self.op.constant(np.array([axis], np.int64), "axis")
+                    made: Value = self.op.Gather(shape, index)
+                    return made
+        raise Unproven(f"no value has an axis of the length {size}", self.attention.softmax)
+
+    def result(self, value: Value) -> tuple[Any, Value]:
+        """The value to replace and what replaces it, where ``value`` is (batch, rows, heads x value size)."""
+        roles = self.attention.roles
+        made = (roles.batch, roles.rows, roles.heads + roles.value_size)
+        best: tuple[int, Any, Layout] | None = None
+        for tensor, raw in self.attention.results:
+            layout = self.axes.resolve(raw)
+            if {atom for axis in layout for atom in axis} != set(_flat(made)):
+                continue
+            cost = 0 if layout == made else 1 if _flat(layout) == _flat(made) else 2
+            if best is None or cost < best[0]:
+                best = (cost, tensor, layout)
+        if best is None:
+            raise Unproven("the layout of the result is not known", self.attention.softmax)
+        return best[1], self.relaid(value, made, best[2])
+
+
+def _flat(layout: Layout) -> Axis:
+    return tuple(atom for axis in layout for atom in axis)
+
+
+def _in_blocks(layout: Layout, order: Axis) -> bool:
+    """Whether each axis of the layout stays together in ``order``."""
+    return all(order[order.index(axis[0]) : order.index(axis[0]) + len(axis)] == axis for axis in layout if axis)
+
+
+def _first(order: Axis, axis: Axis, index: int) -> tuple[int, int]:
+    return (order.index(axis[0]) if axis else -1, index)
+
+
+def _whole(axis: Axis) -> Size:
+    found = length(axis)
+    if found is None:
+        raise Unproven("an axis has too many factors")
+    return found
+
+
+__all__ = ["Shared", "Writer", "is_constant", "sizes_of"]
