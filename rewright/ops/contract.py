@@ -8,10 +8,11 @@ from typing import Any
 
 from onnx import FunctionProto, NodeProto
 
-Body = Callable[[NodeProto, int, int], FunctionProto]
+Body = Callable[[NodeProto, int, int], FunctionProto | None]
 """(node, opset of the standard domain, elem type of the input that the contract is typed by) -> the op's meaning for that node.
 
-The function's inputs and outputs are those that the node gives; an optional one that it omits is not among them."""
+The function's inputs and outputs are those that the node gives; an optional one that it omits is not among them. None: the
+node asks for something that the contract does not describe (a cache, a packed form); it is left as it is."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def lower(model: Model, target: str = "cpu", every: bool = False) -> Model:
 
     Nodes of the graph and of its bodies are rewritten, each for its own attributes, optional inputs and element type.
     Left alone are nodes whose element type neither the model states nor onnx infers, and nodes inside model-local functions,
-    whose values have no types.
+    whose values have no types, and nodes that ask for what their contract does not describe.
 
     Args:
         model: any model.
@@ -73,7 +73,9 @@ class _Lowering:
         return self._every or unsupported(normal_domain(node.domain), node.op_type, dtype, self._target) is not None
 
     def _call(self, node: NodeProto, contract: OpContract, elem_type: int) -> None:
-        body = contract.body(node, self._opset, elem_type)
+        body = contract.body(node, self._opset, elem_type) if _described(node, contract) else None
+        if body is None:
+            return
         key = body.SerializeToString(deterministic=True)
         function = self.functions.get(key)
         if function is None:
@@ -90,6 +92,12 @@ class _Lowering:
 
 def _contract(node: NodeProto) -> OpContract | None:
     return CONTRACTS.get(f"{normal_domain(node.domain)}::{node.op_type}")
+
+
+def _described(node: NodeProto, contract: OpContract) -> bool:
+    """Whether the contract knows all that the node has; a later version of the op may have more."""
+    attributes = all(attribute.name in contract.attributes for attribute in node.attribute)
+    return attributes and not any(node.input[len(contract.inputs) :]) and not any(node.output[len(contract.outputs) :])
 
 
 def _typing_input(node: NodeProto, contract: OpContract) -> str:

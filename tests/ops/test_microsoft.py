@@ -42,14 +42,16 @@ def test_names_and_attributes_are_the_schemas(key):
     def names(parameters):
         return tuple(item.name + ("?" if item.option.name == "Optional" else "") for item in parameters)
 
-    assert contract.inputs == names(schema.inputs)
+    inputs = names(schema.inputs)  # a later version may add optional ones, which lowering then leaves alone
+    assert contract.inputs == inputs[: len(contract.inputs)]
+    assert all(name.endswith("?") for name in inputs[len(contract.inputs) :])
     assert contract.outputs == names(schema.outputs)
-    assert set(contract.attributes) == set(schema.attributes)
+    assert not [name for name in set(schema.attributes) - set(contract.attributes) if schema.attributes[name].required]
     for name, attribute in contract.attributes.items():
         found = onnx.AttributeProto.FromString(schema.attributes[name]._default_value)
         assert attribute.required == schema.attributes[name].required
         default = helper.get_attribute_value(found)
-        assert attribute.default == (default if default is None else pytest.approx(default, rel=1e-6))
+        assert attribute.default == (pytest.approx(default, rel=1e-6) if isinstance(default, float) else default)
 
 
 @pytest.mark.parametrize("key", OURS)
