@@ -126,8 +126,9 @@ class Attempt:
             else:
                 yield
 
-    def _fail(self, reason: str, node: Any) -> None:
-        if self.near is None or len(self.nodes) > len(self.near.nodes):
+    def _fail(self, reason: str, node: Any, telling: bool = False) -> None:
+        """Remembers the failure that came furthest: the first of several, unless a later one is more ``telling``."""
+        if self.near is None or len(self.nodes) + telling > len(self.near.nodes):
             self.near = NearMiss(tuple(matched for matched, _ in self.nodes), reason, node)
 
     def _bind(self, name: str, tensor: Any) -> Iterator[None]:
@@ -211,6 +212,9 @@ class Attempt:
         orders = [given]
         if node.op in COMMUTATIVE and len(wanted) == len(given) == 2 and wanted[0] is not wanted[1]:
             orders.append(given[::-1])
+            # A number's place tells the order: tried in the other one, it would only give a worse reason.
+            for index in (index for index in (0, 1) if isinstance(wanted[index], Constant)):
+                orders = [order for order in orders if facts.is_constant(order[index])] or orders
         for order in orders:
             if self._raises_rank(wanted, order, node):
                 self._fail("a constant operand has more dimensions than the value it is combined with", node)
@@ -265,7 +269,8 @@ class Attempt:
                     if is_close:
                         yield
                     elif nodes:
-                        self._fail(f"the product's constant factor is {coefficient:g}, not {pattern.coefficient:g}", nodes[0])
+                        reason = f"the product's constant factor is {coefficient:g}, not {pattern.coefficient:g}"
+                        self._fail(reason, nodes[0], telling=True)
             del self.nodes[len(self.nodes) - len(nodes) :]
 
     def _frontiers(
