@@ -24,7 +24,7 @@ class Spelling:
         array = np.full(shape, value, helper.tensor_dtype_to_np_dtype(elem_type))
         name = f"c{len(self.nodes)}_{len(self.initializers)}"
         if self.constants == "value_float" and elem_type == TensorProto.FLOAT and shape == () and self.opset >= 12:
-            return self("Constant", value_float=value)
+            return self("Constant", value_float=float(value))
         if self.constants == "node":
             return self("Constant", value=helper.make_tensor("t", elem_type, shape, array.reshape(-1)))
         self.initializers.append(helper.make_tensor(name, elem_type, shape, array.reshape(-1)))

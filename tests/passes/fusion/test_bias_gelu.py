@@ -1,4 +1,4 @@
-"""bias-gelu: a constant vector added before an exact Gelu becomes the op's second input."""
+"""bias-gelu: a constant vector added before a Gelu becomes the second input of BiasGelu or FastGelu."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from pass_harness import as_model, ops, parity, run_pass
 
 from rewright.passes.fusion.bias_gelu import BiasGelu
+from rewright.passes.fusion.fast_gelu import FastGelu
 from rewright.passes.fusion.gelu import Gelu
+from rewright.passes.session import PassSession
 
 X = np.concatenate([np.linspace(-6, 6, 22), [0.0, -0.0, 1e-20, 30.0]]).astype(np.float32)[:24].reshape(2, 3, 4)
 BIAS = "float[4] b = {0.5, -1.0, 2.0, 0.0}"
@@ -26,9 +28,9 @@ def model(
     }}"""
 
 
-def assert_fused(before, feeds=None, target="cpu"):
+def assert_fused(before, feeds=None, target="cpu", expected="BiasGelu"):
     session, after = run_pass(BiasGelu(), before, target)
-    assert [op for op in ops(after) if op not in ("Relu", "MatMul")] == ["BiasGelu"]
+    assert [op for op in ops(after) if op not in ("Relu", "MatMul")] == [expected]
     assert not session.rejections
     parity(before, after, feeds or {"x": X}, rtol=2e-6, atol=1e-6)
     again, same = run_pass(BiasGelu(), after)
@@ -69,10 +71,44 @@ def test_after_a_matmul(total):
     assert_fused(before, {"x": X, "w": weight})
 
 
-def test_the_tanh_approximation_is_refused():
-    """With the erf form instead, values differ by up to 4.7e-4."""
-    before = model('Gelu<approximate = "tanh">(s)', opset=20)
-    assert_refused(before, "the Gelu is the tanh approximation, BiasGelu is exact")
+@pytest.mark.parametrize("total", ["Add(r, b)", "Add(b, r)"])
+@pytest.mark.parametrize(
+    ("gelu", "opset"),
+    [("com.microsoft.FastGelu(s)", 13), ("com.microsoft.FastGelu(s)", 23), ('Gelu<approximate = "tanh">(s)', 20)],
+)
+def test_the_tanh_approximation_becomes_fast_gelu(gelu, opset, total):
+    """As BiasGelu, values would differ by up to 4.7e-4."""
+    after = assert_fused(model(gelu, total, opset=opset), expected="FastGelu")
+    assert list(after.proto.graph.node[-1].input) == ["r", "b"]
+
+
+@pytest.mark.parametrize("order", [(FastGelu, BiasGelu), (BiasGelu, FastGelu), (BiasGelu, Gelu, FastGelu)])
+def test_the_tanh_approximation_after_a_matmul_in_either_order_of_the_passes(order):
+    weight = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    before = model('Gelu<approximate = "tanh">(s)', "Add(t, b)", opset=20, inputs=", float[4, 4] w")
+    before = before.replace("s = Add", "t = MatMul(r, w)\n s = Add")
+    after = as_model(before)
+    for current in order:
+        _, after = run_pass(current(), after)
+    assert ops(after) == ["Relu", "MatMul", "FastGelu"]
+    assert list(after.proto.graph.node[-1].input) == ["t", "b"]
+    parity(before, after, {"x": X, "w": weight}, rtol=5e-6, atol=2e-6)
+
+
+def test_a_fast_gelu_that_has_a_bias_is_left_alone():
+    before = model("com.microsoft.FastGelu(s, b)")
+    session, after = run_pass(BiasGelu(), before)
+    assert not session.sites
+    assert after.fingerprint() == as_model(before).fingerprint()
+
+
+def test_no_other_approximation_is_taken():
+    proto = as_model(model('Gelu<approximate = "tanh">(s)', opset=20)).proto
+    next(node for node in proto.graph.node if node.op_type == "Gelu").attribute[0].s = b"quadratic"
+    session = PassSession(BiasGelu(), as_model(proto))
+    session.current.apply(session)
+    assert not session.sites
+    assert "quadratic" in session.rejections[0].reason
 
 
 REFUSALS = {
@@ -138,24 +174,78 @@ def test_in_bodies_with_a_captured_bias():
         parity(before, after, {"x": X[0], "c": np.array(choice)}, rtol=2e-6, atol=1e-6)
 
 
+WEIGHT = "float[4, 3] w = {1.0, -2.0, 0.5, 0.25, 3.0, 0.1, -0.7, 0.9, 0.2, 1.1, -1.3, 0.4}"
+
+
+def gemm_model(
+    attributes="alpha = 1.0",
+    activation="com.microsoft.Gelu(s)",
+    bias="float[3] b = {0.5, -1.0, 2.0}",
+    opset=17,
+    inputs="",
+    outputs="",
+    operands="x, w, b",
+):
+    weight = WEIGHT.replace("[4, 3]", "[3, 4]") if "transB = 1" in attributes else WEIGHT
+    return f"""<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>
+    g (float[6, 4] x{inputs}) => (float[6, 3] y{outputs}) <{", ".join(filter(None, (weight, bias)))}> {{
+        s = Gemm<{attributes}>({operands})
+        y = {activation}
+    }}"""
+
+
+@pytest.mark.parametrize("attributes", ["alpha = 1.0", "beta = 0.5, transB = 1", "alpha = 0.25, beta = 2.0"])
+@pytest.mark.parametrize("bias", ["float[3] b = {0.5, -1.0, 2.0}", "float[1, 3] b = {0.5, -1.0, 2.0}"])
+@pytest.mark.parametrize("activation", ["com.microsoft.Gelu(s)", "com.microsoft.FastGelu(s)"])
+def test_a_gemm_gives_its_bias_on_demand(attributes, bias, activation):
+    before = gemm_model(attributes, activation, bias)
+    session, after = run_pass(BiasGelu(gemm=True), before)
+    assert ops(after) == ["Gemm", "FastGelu" if "Fast" in activation else "BiasGelu"]
+    assert len(after.proto.graph.node[0].input) == 2
+    assert not session.rejections
+    parity(before, after, {"x": X.reshape(6, 4)}, rtol=5e-6, atol=2e-6)
+    assert not run_pass(BiasGelu(gemm=True), after)[0].sites
+
+
+@pytest.mark.parametrize(
+    ("before", "option", "reason"),
+    [
+        (gemm_model(), False, "the Gemm adds the bias at no cost"),
+        (gemm_model(bias="float[1] b = {0.5}"), True, "the bias has 1 elements, the Gemm 3 columns"),
+        (gemm_model(bias="float b = {0.5}"), True, "the bias of the Gemm is not a constant vector"),
+        (gemm_model(bias="", inputs=", float[3] b"), True, "the bias of the Gemm is not a constant vector ('b')"),
+        (gemm_model(bias="", operands="x, w"), True, "the Gemm has no bias"),
+        (gemm_model(outputs=", float[6, 3] s"), True, "is used elsewhere too"),
+        (gemm_model(opset=10), True, "before opset 11 a Gemm must have a bias"),
+    ],
+)
+def test_a_gemm_keeps_its_bias(before, option, reason):
+    session, after = run_pass(BiasGelu(gemm=option), before)
+    assert not session.sites
+    assert after.fingerprint() == as_model(before).fingerprint()
+    assert [reason in item.reason for item in session.rejections] == [True], session.rejections
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     swap=st.booleans(),
     rank=st.integers(1, 4),
     standard=st.booleans(),
-    change=st.sampled_from([None, None, "tanh", "length", "rank"]),
+    tanh=st.booleans(),
+    change=st.sampled_from([None, None, "length", "rank"]),
     seed=st.integers(0, 5),
 )
-def test_legal_sums_are_fused_and_one_illegal_change_refuses(swap, rank, standard, change, seed):
+def test_legal_sums_are_fused_and_one_illegal_change_refuses(swap, rank, standard, tanh, change, seed):
     rng = np.random.default_rng(seed)
     shape = [2, 3, 5, 4][4 - rank :]
     bias = {"length": "float[1] b = {0.5}", "rank": "float[1, 4] b = {0.5, -1.0, 2.0, 0.0}"}.get(change, BIAS)
-    attribute = '<approximate = "tanh">' if change == "tanh" else ""
-    gelu = f"Gelu{attribute}(s)" if standard or change == "tanh" else "com.microsoft.Gelu(s)"
+    attribute = '<approximate = "tanh">' if tanh else ""
+    gelu = f"Gelu{attribute}(s)" if standard else f"com.microsoft.{'FastGelu' if tanh else 'Gelu'}(s)"
     text = ", ".join(map(str, shape))
     out = "1, 4" if change == "rank" and rank == 1 else text
     before = model(gelu, "Add(b, r)" if swap else "Add(r, b)", x=text, bias=bias, opset=20, out=out)
     session, after = run_pass(BiasGelu(), before)
     assert len(session.sites) == (change is None)
     assert len(session.rejections) == (change is not None)
-    parity(before, after, {"x": (3 * rng.standard_normal(shape)).astype(np.float32)}, rtol=2e-6, atol=1e-6)
+    assert change or ops(after)[-1] == ("FastGelu" if tanh else "BiasGelu")
+    parity(before, after, {"x": (3 * rng.standard_normal(shape)).astype(np.float32)}, rtol=5e-6, atol=2e-6)
