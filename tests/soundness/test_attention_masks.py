@@ -1,0 +1,65 @@
+"""Masks: every form keeps its meaning for padding on either side, with holes, and for a row that is wholly masked."""
+
+import pytest
+from blocks import LOWEST, Block
+from judging import assert_block_equal
+
+INF = float("-inf")
+
+# Each row: a block, and how many attention ops it becomes, or what the reason against it says; None where either is right.
+PADDING = {
+    "additive": (Block(mask="additive"), 1),
+    "additive-lowest": (Block(mask="additive", fill=LOWEST), 1),
+    "additive-small": (Block(mask="additive", fill=-2.0), 1),
+    "additive-positive": (Block(mask="additive", fill=3.0), 1),
+    "add-where-lowest": (Block(mask="add-where", fill=LOWEST), 1),
+    "add-where-inf": (Block(mask="add-where", fill=INF), 1),
+    # BART's encoder: the mask ends in Where, and is not causal.
+    "bart-encoder": (Block(mask="add-where", fill=LOWEST, scale_at="query", scale_op="Mul"), 1),
+    "select-inf": (Block(mask="select", fill=INF), 1),
+    "select-lowest": (Block(mask="select", fill=LOWEST), 1),
+    # -1e4 leaves a wholly masked row uniform; added to the scores it would not.
+    "select-1e4": (Block(mask="select", fill=-1e4), None),
+    "select-masked-1e9": (Block(mask="select-masked", fill=-1e9), None),
+    "select-zero": (Block(mask="select", fill=0.0), None),
+    "guarded-inf": (Block(mask="add-where", fill=INF, guard=True), 1),
+    "of-queries": (Block(mask="queries"), None),
+    "multiplied": (Block(mask="multiplied"), None),
+    "of-the-first-row": (Block(mask="vector"), 1),
+    "float-input": (Block(mask="input"), 1),
+    "float-input-inf": (Block(mask="input", fill=INF, guard=True), 1),
+    "bias-by-head": (Block(mask="bias"), 1),
+    "cross": (Block(cross=True, mask="additive"), 1),
+    "cross-select-inf": (Block(cross=True, mask="select", fill=INF, guard=True), 1),
+    # SDPA in BART: roots of the scale on both operands, a guard, and the key and value are outputs as well.
+    "sdpa-present": (Block(scale_at="both", mask="add-where", fill=INF, guard=True, outputs=("key", "value")), None),
+    "sdpa-cross": (Block(scale_at="both", mask="add-where", fill=INF, guard=True, cross=True), 1),
+}
+
+CAUSAL = {
+    **{f"{kind}-{opset}": (Block(causal=kind, fill=LOWEST, opset=opset), 1) for kind in ("k<=q", "q>=k") for opset in (17, 20)},
+    "not-k>q": (Block(causal="not-k>q", fill=INF), 1),
+    "trilu": (Block(causal="trilu", fill=INF), 1),
+    "trilu-18": (Block(causal="trilu", fill=-1e4, opset=18), 1),
+    "constant": (Block(causal="constant", fill=LOWEST), 1),
+    "constant-small": (Block(causal="constant", fill=-1.5), 1),
+    "window": (Block(causal="window", fill=INF), 1),
+    "and-padding": (Block(causal="q>=k", mask="additive"), 1),
+    "and-left-padding-inf": (Block(causal="k<=q", mask="add-where", fill=INF, guard=True), 1),
+    "and-select": (Block(causal="trilu", mask="select", fill=LOWEST), None),
+    # None of these is causal attention.
+    "without-the-diagonal": (Block(causal="k<q", fill=-1e4), 1),
+    "without-the-diagonal-inf": (Block(causal="trilu-1", fill=INF), 1),
+    "the-future": (Block(causal="k>=q", fill=LOWEST), 1),
+    "constant-flipped": (Block(causal="constant-flipped", fill=LOWEST), 1),
+    # With more or fewer keys than queries the alignment is the mask's, not the kernel's.
+    "cross-k<=q": (Block(causal="k<=q", fill=LOWEST, cross=True), 1),
+    "cross-trilu": (Block(causal="trilu", fill=INF, cross=True), 1),
+}
+
+ROWS = {**PADDING, **CAUSAL}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parity(name):
+    assert_block_equal(ROWS[name][0])

@@ -1,0 +1,52 @@
+"""What must not matter: how the model is given, an op that inference does not know, a second run."""
+
+import onnx
+import pytest
+from blocks import Block
+from judging import assert_block_equal, fused_block, optimized
+
+import rewright
+
+# Each row: a block, and how many attention ops it becomes, or what the reason against it says; None where either is right.
+ROWS = {
+    "unknown-op-before": (Block(unknown=True, mask="additive"), 1),
+    "unknown-op-before-packed": (Block(unknown=True, qkv="split"), 1),
+    "unknown-op-before-cross": (Block(unknown=True, cross=True, split="shape"), 1),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parity(name):
+    assert_block_equal(ROWS[name][0])
+
+
+@pytest.mark.parametrize(
+    "block", [Block(mask="additive"), Block(unknown=True), Block(opset=23, causal="k<=q")], ids=["mask", "unknown", "causal"]
+)
+def test_a_path_gives_what_a_proto_gives(block, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(block.model, path)
+    from_path = rewright.optimize(path, level="O2", verify="structure")
+    assert from_path.model.fingerprint() == fused_block(block).model.fingerprint()
+    assert from_path.report.counts() == fused_block(block).report.counts()
+
+
+def test_names_are_no_hints():
+    """The same graph under names that say nothing gives the same ops."""
+    block = Block(mask="additive")
+    plain = onnx.ModelProto()
+    plain.CopyFrom(block.model)
+    names: dict[str, str] = {value.name: value.name for value in (*plain.graph.input, *plain.graph.output)}
+    for tensor in plain.graph.initializer:
+        tensor.name = names.setdefault(tensor.name, f"t{len(names)}")
+    for node in plain.graph.node:
+        node.name = ""
+        for values in (node.input, node.output):
+            values[:] = [names.setdefault(name, f"t{len(names)}") for name in values]
+    assert optimized(plain).report.model.ops_after == fused_block(block).report.model.ops_after
+
+
+def test_the_chain_again_is_the_chain_once():
+    block = Block(mask="additive", causal="k<=q")
+    twice = optimized(block.model, chain="O2, O2")
+    assert twice.model.op_counts() == fused_block(block).model.op_counts()
