@@ -329,7 +329,10 @@ class Masks:
         mask = graph.input("mask", "batch", "keys" if self.block.cross else "sequence", elem_type=TensorProto.INT64)
         if kind == "vector":
             mask = graph("Gather", mask, graph.const([0], np.int64), axis=0)
-        wide = graph.unsqueeze(mask, *((1, 3) if kind == "queries" else (1, 2)))
+        if kind == "additive":  # in two steps, as TorchScript writes it
+            wide = graph.unsqueeze(graph.unsqueeze(mask, 1), 2)
+        else:
+            wide = graph.unsqueeze(mask, *((1, 3) if kind == "queries" else (1, 2)))
         if self.block.heads_first:
             wide = graph("Transpose", wide, perm=[1, 0, 2, 3])
         if kind in ("select", "select-masked", "add-where"):

@@ -15,7 +15,7 @@ PADDING = {
     "add-where-lowest": (Block(mask="add-where", fill=LOWEST), 1),
     "add-where-inf": (Block(mask="add-where", fill=INF), 1),
     # BART's encoder: the mask ends in Where, and is not causal.
-    "bart-encoder": (Block(mask="add-where", fill=LOWEST, scale_at="query", scale_op="Mul"), 1),
+    "bart-encoder": (Block(mask="add-where", fill=LOWEST, scale_at="query", scale_op="Mul", biases="qv"), 1),
     "select-inf": (Block(mask="select", fill=INF), 1),
     "select-lowest": (Block(mask="select", fill=LOWEST), 1),
     # -1e4 leaves a wholly masked row uniform; added to the scores it would not.
