@@ -15,8 +15,10 @@ What ONNX Runtime's CPU kernels do, measured (1.31 and 1.32; tests hold it):
   asked for: without them the result is wrong.
 * GroupQueryAttention needs int32 ``seqlens_k`` (B) = T - 1 and ``total_sequence_length`` = T, T = S without a past, and H a
   multiple of 8, of 16 with do_rotary. ``causal`` is 1 by default; with it, ``attention_bias`` masks within the causal part only:
-  a row that the bias masks wholly is uniform over the keys up to its own. ``softcap`` comes before the bias. A batch of 0 ends
-  the process.
+  a row that the bias masks wholly is uniform over the keys up to its own. ``softcap`` comes before the bias. With do_rotary
+  *all* sequences count their positions up from the first element of ``position_ids`` (0 without): other positions are for
+  RotaryEmbedding; the caches have at least T rows, and a width that is a multiple of 8 and at most H / 2. A batch of 0 ends the
+  process.
 
 ONNX Runtime runs the float16 form of an op without float16 kernel between Casts; the tables list kernels.
 Kernels of cuda and dml: ONNX Runtime, docs/OperatorKernels.md.
@@ -119,7 +121,7 @@ def _new_keys(body: AttentionBuilder, query: str) -> str:
 
 def _group_query_attention_body(node: NodeProto, opset: int, elem_type: int) -> FunctionProto | None:
     body = AttentionBuilder(node, GROUP_QUERY_ATTENTION.inputs, GROUP_QUERY_ATTENTION.outputs, opset, elem_type)
-    beyond = ("past_key", "past_value", "position_ids", "head_sink", "k_scale", "v_scale", "q_norm_weight", "k_norm_weight")
+    beyond = ("past_key", "past_value", "head_sink", "k_scale", "v_scale", "q_norm_weight", "k_norm_weight")
     options = ("sliding_window_cache", "kv_cache_bit_width", "qk_output")
     if (
         any(map(body.given, beyond))
@@ -137,6 +139,8 @@ def _group_query_attention_body(node: NodeProto, opset: int, elem_type: int) -> 
     query, key, value = (body.heads_first(part, count) for part, count in zip(parts, (heads, groups, groups), strict=True))
     if body.attribute("do_rotary", 0):
         first = body.scalar(0)
+        if body.given("position_ids"):
+            first = body("Gather", body("Reshape", "position_ids", body.ints(-1)), first)
         angles = [body.angles(cache, first, queries) for cache in ("cos_cache", "sin_cache")]
         interleaved = bool(body.attribute("rotary_interleaved", 0))
         query, key = (_rotated(body, part, angles, interleaved) for part in (query, key))

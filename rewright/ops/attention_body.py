@@ -177,5 +177,4 @@ class AttentionBuilder(BodyBuilder):
         rows = self("Gather", self.widened(cache), self("Add", positions, offsets), axis=0)
         leading = self.cut(self("Shape", positions), self.ints(0), self.ints(-1))
         batch = self("Gather", self("Concat", self.ints(1), leading, axis=0), self.ints(-1))
-        shape = self("Concat", batch, self.ints(1), queries, self.ints(1), self.dim(cache, -1), axis=0)
-        return self("Reshape", rows, shape)
+        return self.reshaped(rows, batch, self.ints(1), queries, self.ints(1), self.dim(cache, -1))

@@ -37,7 +37,7 @@ def _rotary_embedding_body(node: NodeProto, opset: int, elem_type: int) -> Funct
         size = body("Mul", body.dim("cos_cache", -1), body.ints(2))
         heads = body.by_head(source, body("Div", body.hidden(source), size), size)
     turned = body.rotated(heads, cos, sin, bool(body.attribute("interleaved", 0)))
-    return body.function({"output": body.narrowed(body("Reshape", turned, body("Shape", "input")))})
+    return body.function({"output": body.narrowed(body.reshaped(turned, body("Shape", "input")))})
 
 
 ROTARY_EMBEDDING: Final = register(
