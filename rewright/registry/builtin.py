@@ -19,13 +19,18 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.cleanup.shape_simplification", "ShapeSimplification"),
     ("rewright.passes.cleanup.dead_code", "DeadCode"),
     ("rewright.passes.fusion.layer_norm", "LayerNorm"),
+    ("rewright.passes.fusion.rms_norm", "RmsNorm"),
     ("rewright.passes.fusion.gelu", "Gelu"),
     ("rewright.passes.fusion.fast_gelu", "FastGelu"),
     ("rewright.passes.fusion.quick_gelu", "QuickGelu"),
     ("rewright.passes.fusion.skip_layer_norm", "SkipLayerNorm"),
+    ("rewright.passes.fusion.skip_rms_norm", "SkipRmsNorm"),
+    ("rewright.passes.fusion.bias_skip_layer_norm", "BiasSkipLayerNorm"),
+    ("rewright.passes.fusion.embed_layer_norm", "EmbedLayerNorm"),
     ("rewright.passes.fusion.bias_gelu", "BiasGelu"),
     ("rewright.passes.fusion.gelu_approximation", "GeluApproximation"),
     ("rewright.passes.fusion.gemm_fast_gelu", "GemmFastGelu"),
+    ("rewright.passes.fusion.attention", "Attention"),
     ("rewright.passes.fusion.multi_head_attention", "MultiHeadAttention"),
     ("rewright.passes.ort.session", "OrtSession"),
 )
@@ -39,7 +44,10 @@ LEVELS: Mapping[str, str] = {
         "inline-functions, constant-folding, identity-elimination, shape-simplification, constant-folding,"
         " identity-elimination, common-subexpression, dead-code"
     ),
-    "O2": "O1, layer-norm, gelu, fast-gelu, quick-gelu, skip-layer-norm, bias-gelu, dead-code",
+    "O2": (
+        "O1, layer-norm, rms-norm, gelu, fast-gelu, quick-gelu, skip-layer-norm, skip-rms-norm, bias-skip-layer-norm, bias-gelu,"
+        " dead-code"
+    ),
     "O3": "O2, gelu-approximation, dead-code",
 }
 

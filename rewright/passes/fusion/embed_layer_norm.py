@@ -44,7 +44,8 @@ class EmbedLayerNorm(GraphPass):
     6. What the op asks of ids is an error at run time, never another number: Gather counts negative ids from the end, the CPU
        kernel fails on them.
 
-    Not in a level: ask for it after ``O2``. ``mask_index`` is not produced.
+    Not in a level: ask for it after ``O2``. It saves nodes and memory; ONNX Runtime's CPU kernel takes a third longer than the
+    lookups and the normalisation by themselves, a small part of a model's time. ``mask_index`` is not produced.
     Source: ONNX Runtime contrib operator EmbedLayerNormalization; Devlin et al., "BERT".
     """
 

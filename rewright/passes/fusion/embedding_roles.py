@@ -80,6 +80,8 @@ def lookups(terms: Sequence[Any], positions: Positions) -> Roles:
     """
     if len(terms) >= MOST_TERMS and sum(map(is_lookup, terms)) >= MOST_TERMS:
         raise Refusal(f"{len(terms)} embeddings are added, and the op adds three")
+    for term in terms:
+        _check_kind(term)
     positions.learn(terms)
     word_term, shape = _words(terms, positions)
     word = _row(word_term, shape, positions, is_word=True)
@@ -89,9 +91,18 @@ def lookups(terms: Sequence[Any], positions: Positions) -> Roles:
     return _assigned(word, rows, [vector for vector in vectors if vector is not None], int(shape[2]))  # type: ignore[arg-type]
 
 
+def _check_kind(term: Any) -> None:
+    inner, _ = _unwrapped(term)
+    node = producer(inner)
+    if is_constant(inner) or (node is not None and node.op in ("Gather", "Slice") and not domain_of(node)):
+        return
+    what = "an input of the graph" if node is None else f"the result of {node.op} '{node.name}'"
+    raise Refusal(f"the summand '{term.name}' is {what}, not an embedding")
+
+
 def _words(terms: Sequence[Any], positions: Positions) -> tuple[Any, list[Size]]:
     """The summand of shape (B, S, H) with ids of their own that has the most rows, and the shape."""
-    found: list[tuple[int, int, Any, list[Size]]] = []
+    found: list[tuple[bool, int, int, Any, list[Size]]] = []
     for place, term in enumerate(terms):
         node, dims = producer(_unwrapped(term)[0]), positions.dims(term)
         if node is None or node.op != "Gather" or domain_of(node) or dims is None or len(dims) != 3:
@@ -99,13 +110,17 @@ def _words(terms: Sequence[Any], positions: Positions) -> tuple[Any, list[Size]]
         shape = shape_of(node.inputs[0])
         if not shape or not isinstance(shape[0], int) or not isinstance(dims[2], int):
             continue
-        is_free = positions.run(node.inputs[1]) is None and positions.uniform(node.inputs[1]) is None
-        if is_free and all(_fits(positions.dims(other), dims, positions) for other in terms):
-            found.append((shape[0], -place, term, dims))
+        if positions.run(node.inputs[1]) is None and positions.uniform(node.inputs[1]) is None:
+            is_whole = all(_fits(positions.dims(other), dims, positions) for other in terms)
+            found.append((is_whole, shape[0], -place, term, dims))
     if not found:
-        described = ", ".join(f"'{term.name}' {_described(term)}" for term in terms)
-        raise Refusal(f"no summand is proven to be a lookup of words with the shape of the sum: {described}")
-    _, _, term, dims = max(found, key=lambda item: item[:2])
+        raise Refusal("no summand is proven to be a lookup by ids of two dimensions")
+    is_whole, _, _, term, dims = max(found, key=lambda item: item[:3])
+    if not is_whole:
+        odd = next(other for other in terms if not _fits(positions.dims(other), dims, positions))
+        raise Refusal(
+            f"the summand '{odd.name}' {_described(odd)} is not proven to fit the shape {_described(term)} of '{term.name}'"
+        )
     return term, dims
 
 
@@ -136,10 +151,11 @@ def _unwrapped(term: Any) -> tuple[Any, bool]:
 
 def _vector(term: Any, size: Size) -> Array | None:
     """A constant of the last axis's length, or None."""
-    shape = shape_of(term)
-    if not is_constant(term) or not shape or shape[-1] != size or any(dim != 1 for dim in shape[:-1]):
+    inner, _ = _unwrapped(term)
+    shape = shape_of(inner)
+    if not is_constant(inner) or not shape or shape[-1] != size or any(dim != 1 for dim in shape[:-1]):
         return None
-    value = constant_of(term)
+    value = constant_of(inner)
     return None if value is None else value.reshape(-1)
 
 
@@ -147,16 +163,13 @@ def _row(term: Any, shape: list[Size], positions: Positions, is_word: bool = Fal
     inner, is_reshaped = _unwrapped(term)
     before = _before_expand(term)
     dims = positions.dims(before)
-    if not _fits(dims, shape, positions) or dims is None:
-        raise Refusal(f"the summand '{term.name}' {_described(term)} is not proven to fit the shape of the words")
+    if dims is None or not _fits(dims, shape, positions):
+        raise Refusal(f"the value '{before.name}' {_described(before)} is not proven to fit the shape of the words")
     if is_constant(inner):
         return _ready(inner, dims, shape)
-    node = producer(inner)
-    if node is not None and node.op == "Slice" and not domain_of(node):
+    node = cast(Any, producer(inner))
+    if node.op == "Slice":
         return _sliced(node, dims, shape, positions)
-    if node is None or node.op != "Gather" or domain_of(node):
-        what = "an input of the graph" if node is None else f"the result of {node.op} '{node.name}'"
-        raise Refusal(f"the summand '{term.name}' is {what}, not an embedding")
     table, ids = node.inputs
     _check_table(table, attribute(node, "axis", 0), shape[2])
     if not is_word:
@@ -214,7 +227,7 @@ def _looked_up(row: Row, dims: list[Size], shape: list[Size], positions: Positio
         return replace(row, ids=ids if held == shape[:2] else None)
     if dtype is None or dtype.kind not in "iu":
         raise Refusal(f"the type of the ids '{ids.name}' is not known")
-    if held is not None and len(held) == 2 and held[1] == shape[1] and held[0] in (shape[0], 1):
+    if held is not None and len(held) == 2 and positions.is_size(held[1], shape[1]) and held[0] in (shape[0], 1):
         return replace(row, ids=ids, is_per_batch=held[0] == shape[0])
     if held == [shape[1]]:
         return replace(row, ids=ids, is_per_batch=False, is_vector=True)

@@ -11,13 +11,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rewright.model.edit import domain_of
-from rewright.model.facts import attribute, constant_of, is_small_constant, producer
+from rewright.model.facts import attribute, constant_of, is_small_constant, producer, shape_of
 from rewright.model.order import node_has_bodies
 from rewright.passes.cleanup import dimensions
 from rewright.passes.cleanup.dimensions import Size
 from rewright.passes.cleanup.shape_items import Item
 from rewright.passes.cleanup.shape_sweep import ShapeSweep
-from rewright.passes.cleanup.symbolic_shapes import reaches, slice_ranges, symbolic_dims
+from rewright.passes.cleanup.symbolic_shapes import reaches, slice_ranges
 from rewright.passes.session import PassSession
 
 _MOST_IDS: Final = 1 << 20
@@ -74,13 +74,25 @@ class Positions(ShapeSweep):
             self._learn_bounds(node)
 
     def _learn_bounds(self, node: Any) -> None:
-        """Remembers which dimensions of a Slice are min(a, number), also where the model has another name for it."""
-        named, computed = self.dims(node.outputs[0]), symbolic_dims(node, self.values)
-        if named is not None and computed is not None and len(named) == len(computed):
-            for name, size in zip(named, computed, strict=True):
-                bound = self.values.bound_of(size)
-                if bound is not None and not isinstance(name, int):
-                    self._bounds[name] = bound
+        """Remembers which dimensions of a Slice are min(end, number) - start, whatever their names are.
+
+        It must leave more than one element when it is cut short, see ``is_size``.
+        """
+        ranges, before = slice_ranges(node, self.values), self.dims(node.inputs[0])
+        is_named = None not in (shape_of(node.outputs[0]) or (None,))
+        after = self.dims(node.outputs[0])
+        if ranges is None or before is None or after is None or len(before) != len(after):
+            return
+        if not is_named:
+            self.facts.note(node.outputs[0])
+        for axis, (start, end, step) in ranges.items():
+            limit, name = before[axis], after[axis]
+            if not isinstance(start, int) or not isinstance(limit, int) or not 0 <= start < limit - 1 or step != 1:
+                continue
+            if end is not None and not isinstance(end, int) and not isinstance(name, int):
+                length = dimensions.add(end, start, -1)
+                if length is not None:
+                    self._bounds[name] = length
 
     def dims(self, tensor: Any) -> list[Size] | None:
         """The dimensions, where only sizes that are equal for certain compare equal; None: the rank is unknown."""
@@ -89,7 +101,7 @@ class Positions(ShapeSweep):
     def is_size(self, size: Item, wanted: Size) -> bool:
         """Whether ``size`` is ``wanted`` wherever a value of that size can be added to one of size ``wanted``.
 
-        min(wanted, limit) is: where the two differ, both exceed 1, and the sum is an error.
+        min(wanted, limit) is, for a limit over 1: where the two differ, both exceed 1, and the sum is an error.
         """
         return size == wanted or (size is not None and self._bounds.get(size) == wanted)
 
