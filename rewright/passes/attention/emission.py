@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import numpy as np
+
 from rewright.model.facts import dtype_of, shape_of
 from rewright.ops.microsoft import DOMAIN
-from rewright.passes.attention.axes import number
+from rewright.passes.attention.axes import Unproven, number
 from rewright.passes.attention.bias import bias, whole
 from rewright.passes.attention.guard import guarded
+from rewright.passes.attention.padding import Padding, padding
+from rewright.passes.attention.projection import Projection, projection
 from rewright.passes.attention.writing import Writer
 from rewright.pattern.values import Value
 
+Mask = Literal["auto", "raw", "bias"]
+"""How a padding mask is given: "raw" as the mask where that is proven to be the same, "bias" as what is added to the scores;
+"auto" is "raw"."""
 
-def multi_head(writer: Writer) -> Value:
+
+def multi_head(writer: Writer, mask: Mask) -> Value:
     """com.microsoft.MultiHeadAttention over (batch, sequence, heads x size) inputs."""
     attention, roles = writer.attention, writer.attention.roles
     wanted = (
@@ -22,20 +32,94 @@ def multi_head(writer: Writer) -> Value:
     queries = writer.cheapest(attention.queries, wanted[0])
     keys = writer.cheapest(attention.keys, wanted[1])
     values = writer.cheapest(attention.values, wanted[2], scaled=False)
-    scale = attention.scores.scale * queries.scale * keys.scale
-    inputs = [
-        writer.rows(place, layout, roles.heads) for place, layout in zip((queries, keys, values), wanted, strict=True)
-    ]
-    added = bias(writer)
+    inputs = [writer.rows(place, layout, roles.heads) for place, layout in zip((queries, keys, values), wanted, strict=True)]
+    padded = padding(writer) if mask != "bias" else None
+    added = bias(writer) if padded is None else None
+    optional = [None, _key_mask(writer, padded), None if added is None else whole(writer, added)]
+    while optional and optional[-1] is None:
+        optional.pop()
     made: Value = writer.op.MultiHeadAttention(
         *inputs,
-        *((None, None, whole(writer, added)) if added is not None else ()),
+        *optional,
         domain=DOMAIN,
         num_heads=attention.head_count,
-        scale=scale,
+        scale=attention.scores.scale * queries.scale * keys.scale,
+        mask_filter_value=None if padded is None else padded.filtered,
     )
-    made.tensor.dtype = dtype_of(queries.tensor)
-    first = shape_of(inputs[0].tensor) or (None, None)
-    width = number(wanted[2][2])
+    return _finished(writer, made, inputs[0], number(wanted[2][2]), added)
+
+
+def packed(writer: Writer, mask: Mask) -> Value:
+    """com.microsoft.Attention over the value that queries, keys and values are projected from."""
+    attention, roles = writer.attention, writer.attention.roles
+    row, column = (roles.batch, roles.rows), (roles.batch, roles.columns)
+    found = (
+        projection(writer, attention.queries, row, roles.heads + roles.size, "queries"),
+        projection(writer, attention.keys, column, roles.heads + roles.size, "keys"),
+        projection(writer, attention.values, column, roles.heads + roles.value_size, "values"),
+    )
+    if any(item.source is not found[0].source for item in found):
+        raise Unproven("queries, keys and values are projected from different values", attention.softmax)
+    if found[2].scale != 1:
+        raise Unproven("the values are scaled", attention.softmax)
+    heads, widths = attention.head_count, [len(item.columns) for item in found]
+    if any(width % heads for width in widths):
+        raise Unproven("the heads have different sizes", attention.softmax)
+    source = Value(found[0].source)
+    padded = padding(writer) if mask != "bias" else None
+    added = bias(writer) if padded is None else None
+    inputs = [source, _weights(writer, found), _biases(writer, found), _key_mask(writer, padded)]
+    inputs += [None, None if added is None else whole(writer, added)]
+    while inputs[-1] is None:
+        inputs.pop()
+    made: Value = writer.op.Attention(
+        *inputs,
+        domain=DOMAIN,
+        num_heads=heads,
+        scale=attention.scores.scale * found[0].scale * found[1].scale,
+        qkv_hidden_sizes=None if len(set(widths)) == 1 else widths,
+        mask_filter_value=None if padded is None else padded.filtered,
+    )
+    return _finished(writer, made, source, widths[2], added)
+
+
+def _finished(writer: Writer, made: Value, rows: Value, width: int | None, added: Value | None) -> Value:
+    made.tensor.dtype = dtype_of(rows.tensor)
+    first = shape_of(rows.tensor) or (None, None)
     made.tensor.shape = [first[0], first[1], width]
     return guarded(writer, made, added)
+
+
+def _key_mask(writer: Writer, padded: Padding | None) -> Value | None:
+    """The mask as the kernels take it: (batch, columns), int32."""
+    if padded is None:
+        return None
+    key = ("key mask", id(padded.mask))
+    if key not in writer.shared.values:
+        cast: Value = writer.op.Cast(Value(padded.mask), to=6)
+        writer.shared.values[key] = writer.made[key] = cast
+    if padded.assumed:
+        writer.assumptions.append(f"the mask '{padded.mask.name}' is taken to hold only zeros and ones")
+    return writer.shared.values[key]
+
+
+def _weights(writer: Writer, found: tuple[Projection, ...]) -> Value:
+    """(width, all columns): the weight that is there, if its columns are in order, or a packed copy."""
+    first = found[0]
+    columns = np.concatenate([item.columns for item in found])
+    one = all(item.weight is first.weight and item.transposed == first.transposed and item.factor is None for item in found)
+    total = (shape_of(first.weight) or (0, 0))[0 if first.transposed else 1]
+    if one and not first.transposed and len(columns) == total and bool((columns == np.arange(len(columns))).all()):
+        return Value(first.weight)
+    packed_weights = np.concatenate([item.weights() for item in found], axis=1)
+    made: Value = writer.op.constant(np.ascontiguousarray(packed_weights), "qkv_weight")
+    return made
+
+
+def _biases(writer: Writer, found: tuple[Projection, ...]) -> Value | None:
+    if all(item.bias is None for item in found):
+        return None
+    dtype: Any = dtype_of(found[0].weight)
+    parts = [np.zeros(len(item.columns), dtype) if item.bias is None else item.bias for item in found]
+    made: Value = writer.op.constant(np.concatenate(parts).astype(dtype), "qkv_bias")
+    return made

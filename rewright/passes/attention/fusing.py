@@ -57,6 +57,7 @@ class AttentionPass(GraphPass):
                 shared.values.pop(key, None)
             session.reject(softmax, unproven.reason + _at(unproven.where, softmax))
             return
+        session.notes.extend(note for note in writer.assumptions if note not in session.notes)
         _replace(session, graph, old, new, builder)
 
 

@@ -37,6 +37,7 @@ class Writer:
         self.opset = op.opset
         self.shared = shared
         self.made: dict[Any, Value] = {}
+        self.assumptions: list[str] = []
 
     def cheapest(self, places: list[Place], wanted: Layout, scaled: bool = True) -> Place:
         """The place from which ``rows`` costs the least.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import Field
 
-from rewright.passes.attention.emission import multi_head
+from rewright.passes.attention.emission import Mask, multi_head
 from rewright.passes.attention.fusing import AttentionPass
 from rewright.passes.attention.writing import Writer
 from rewright.pattern.values import Value
@@ -18,8 +18,7 @@ class MultiHeadAttention(AttentionPass):
     emits = ("com.microsoft.MultiHeadAttention",)
     after = ("attention", "rotary-embedding")
 
+    mask: Mask = Field(default="auto", description="How a padding mask is given.")
+
     def write(self, writer: Writer) -> Value:
-        return multi_head(writer)
-
-
-__all__ = ["Any", "MultiHeadAttention"]
+        return multi_head(writer, self.mask)

@@ -1,0 +1,125 @@
+"""A bias that is a function of a (batch, columns) mask of zeros and ones alone: it can be given as that mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from rewright.model.edit import domain_of
+from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
+from rewright.passes.attention.axes import Layout, Unproven
+from rewright.passes.attention.steps import broadcast, upwards
+from rewright.passes.attention.writing import Writer
+
+_LONGEST: Final = 24
+_UNARY: Final = {"Not": np.logical_not, "Neg": np.negative}
+_BINARY: Final = {
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Equal": np.equal, "Greater": np.greater, "Less": np.less,
+    "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal, "And": np.logical_and, "Or": np.logical_or,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Padding:
+    """A key of which ``mask`` (batch, columns) is 1 is kept; where it is 0, ``filtered`` is added to its scores.
+
+    ``assumed`` tells whether nothing but custom says that the mask holds only zeros and ones.
+    """
+
+    mask: Any
+    filtered: float
+    assumed: bool
+
+
+def padding(writer: Writer) -> Padding | None:
+    """The mask that says the same as the bias for every mask of zeros and ones, or None if there is none.
+
+    Whether it does is computed: the nodes between are evaluated on 0 and on 1.
+    """
+    attention = writer.attention
+    terms = [term for term in attention.scores.terms if term.kind != "at-least"]
+    if len(terms) != 1 or terms[0].kind not in ("add", "keep-where", "mask-where") or attention.guard:
+        return None
+    term = terms[0]
+    walk = _Pointwise(writer)
+    try:
+        values = walk.values(term.value, term.layout, 0)
+    except Unproven:
+        return None
+    if values is None or walk.source is None:
+        return None
+    if term.kind == "add":
+        bias = values.astype(np.float64)
+    else:
+        masked = np.finfo(np.float32).min if np.isfinite(term.number) else -np.inf
+        kept = values.astype(bool)
+        bias = np.where(kept if term.kind == "keep-where" else ~kept, 0.0, masked)
+    if bias[1] != 0 or not bias[0] < 0 or not np.isfinite(bias[0]):
+        return None
+    kind = dtype_of(walk.source)
+    return Padding(walk.source, float(bias[0]), assumed=kind is None or kind.kind != "b")
+
+
+class _Pointwise:
+    """Evaluates a chain of elementwise nodes over one mask, for the mask values 0 and 1."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.source: Any = None
+        self._known: dict[int, Any] = {}
+
+    def values(self, tensor: Any, layout: Layout, depth: int) -> Any | None:
+        """The value for a mask of 0 and of 1, as an array of two; None if it is no such function."""
+        if is_small_constant(tensor, 1):
+            value = constant_of(tensor)
+            return None if value is None or value.size != 1 else np.repeat(value.reshape(-1), 2)
+        roles = self.writer.attention.roles
+        held = self.writer.axes.resolve(layout)
+        kind = dtype_of(tensor)
+        if held == (roles.batch, roles.columns) and kind is not None and kind.kind in "iub" and not tensor.inputs:
+            if self.source is not None and self.source is not tensor:
+                return None
+            self.source = tensor
+            return np.array([0, 1]).astype(kind)
+        node = producer(tensor)
+        if node is None or domain_of(node) or depth > _LONGEST:
+            return None
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = self._computed(node, tensor, layout, depth)
+        return self._known[id(tensor)]
+
+    def _computed(self, node: Any, tensor: Any, layout: Layout, depth: int) -> Any | None:
+        moved = upwards(self.writer.axes, node, tensor, layout)
+        if moved is not None:
+            return self.values(*moved, depth + 1)
+        inputs = []
+        for operand in node.inputs:
+            if not is_small_constant(operand, 1):
+                found = self.values(operand, broadcast(layout, operand), depth + 1)
+            else:
+                found = self.values(operand, layout, depth + 1)
+            if found is None:
+                return None
+            inputs.append(found)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _applied(node, tensor, inputs)
+
+
+def _applied(node: Any, tensor: Any, inputs: list[Any]) -> Any | None:
+    kind = dtype_of(tensor)
+    if kind is None:
+        return None
+    if node.op == "Cast":
+        return inputs[0].astype(kind)
+    if node.op == "Where":
+        return np.where(*inputs).astype(kind)
+    if node.op in _UNARY:
+        return _UNARY[node.op](inputs[0]).astype(kind)
+    if node.op in _BINARY and len(inputs) == 2:
+        return _BINARY[node.op](*inputs).astype(kind)
+    return None
+
+
+
