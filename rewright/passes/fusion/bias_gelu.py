@@ -23,8 +23,9 @@ class BiasGelu(PatternPass):
     1. The Gelu may be the standard one or that of com.microsoft; the operands of the sum may stand in either order. The tanh
        approximation, also as ``Gelu(approximate="tanh")``, becomes FastGelu, never BiasGelu, which is exact.
     2. With the option ``gemm`` the bias is taken out of a Gemm too: ``Gelu(Gemm(x, W, C))`` becomes
-       ``BiasGelu(Gemm(x, W), beta * C)``. It is off because it is slower on CPU: a Gemm starts from its bias at no cost, while
-       BiasGelu takes 1.8 times as long as Gelu, and the biased FastGelu 1.25 times as long as the plain one.
+       ``BiasGelu(Gemm(x, W), beta * C)``. It is off because it gains nothing on CPU: a Gemm starts from its bias at no cost,
+       while BiasGelu takes 1.8 times as long as Gelu, and FastGelu with bias 1.25 times as long as without; a layer of 768 to
+       3072 features takes 1.00 to 1.04 times as long.
     3. Refused: a bias that is not a constant of one dimension whose length is proven to be that of x's last axis (a Gemm's
        C may also have the shape (1, length)); a sum that is used elsewhere; a target or dtype without kernel.
 
@@ -36,7 +37,7 @@ class BiasGelu(PatternPass):
     emits = ("com.microsoft.BiasGelu", "com.microsoft.FastGelu")
     after = ("gelu", "fast-gelu", "skip-layer-norm")
 
-    gemm: bool = Field(default=False, description="Take the bias out of a Gemm too, which is slower on CPU.")
+    gemm: bool = Field(default=False, description="Take the bias out of a Gemm too; no faster on CPU.")
 
     def pattern(self, op: Any, x: Any, bias: Any, weight: Any) -> Any:
         total = op.any_of(x + bias, op.Gemm(x, weight, op.optional(bias), bind="gemm"))

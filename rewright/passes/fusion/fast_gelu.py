@@ -25,7 +25,8 @@ class FastGelu(PatternPass):
        in one; sqrt(2 / pi) may be a number or an unfolded ``Sqrt``; the half may stand before, inside or after the sum.
        ``x * Sigmoid(2 * ...)`` is the same function. So is ``Gelu(approximate="tanh")`` of opset 20.
     2. Half precision: where only the tanh, or the tanh and its argument, are computed in float32 between two Casts, the whole
-       becomes one op in half precision. Where all of it lies between the Casts, the float32 part is fused and the Casts stay.
+       becomes one op in half precision. Where all of it lies between the Casts, the float32 part is fused and the Casts stay;
+       the half of x may then be taken in half precision, where it is exact but for subnormal numbers (torch autocast).
     3. Constants must be right within 1e-5 relative, or 4 units in the last place of their dtype.
     4. Refused: the tanh or another inner value is used elsewhere or is a graph output; the dtype is unknown; the tanh is
        computed in a narrower type than x has.
@@ -48,12 +49,14 @@ class FastGelu(PatternPass):
         wide_tanh = op.any_of(
             op.Tanh(_argument(op, op.Cast(x, bind="widened"), 1.0)), op.Tanh(op.Cast(_argument(op, x, 1.0), bind="widened"))
         )
+        mixed_tanh = op.Tanh(_argument(op, op.Cast(x, bind="mixed", keep=True), 1.0))
         return op.any_of(
             op.product(x, 0.5, tanh + 1),
             op.product(x, tanh * 0.5 + 0.5),
             op.product(x, 0.5, op.Cast(wide_tanh) + 1),
             op.product(x, 0.5, op.Cast(wide_tanh + 1)),
             op.product(x, op.Cast(op.product(0.5, wide_tanh + 1))),
+            op.product(op.Cast(op.product(x, 0.5)), mixed_tanh + 1),
             op.product(x, op.Sigmoid(_argument(op, x, 2.0))),
             op.Gelu(x, approximate="tanh"),
         )
@@ -61,8 +64,11 @@ class FastGelu(PatternPass):
     def check(self, match: Match, x: Value) -> None:
         require_float(match, x)
         require_widening(match, x, "tanh")
+        require_widening(match, x, "tanh", "mixed")
 
     def rewrite(self, op: Any, match: Match, x: Value) -> Any:
+        mixed = match.node("mixed")
+        x = x if mixed is None else mixed.outputs[0]
         standard = match.opset >= _STANDARD_SINCE and match.root.op != "Gelu" and x.dtype != "float64"
         if standard and unsupported(DOMAIN, "FastGelu", x.dtype, match.target) is not None:
             return op.Gelu(x, approximate="tanh")

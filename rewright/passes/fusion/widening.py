@@ -16,12 +16,12 @@ def require_float(match: Match, x: Value) -> None:
     match.require(x.dtype is not None and x.dtype.name in FLOATS, "the dtype is unknown or not a float", x)
 
 
-def require_widening(match: Match, x: Value, function: str) -> None:
-    """Refuses a match whose Cast named ``widened`` does anything but give float32 for a half-precision ``x``.
+def require_widening(match: Match, x: Value, function: str, cast: str = "widened") -> None:
+    """Refuses a match whose Cast with the name ``cast`` does anything but give float32 for a half-precision ``x``.
 
     A fused op computes as if in float32 and rounds once, so that only a Cast that adds precision can be left out.
     """
-    widened = match.node("widened")
+    widened = match.node(cast)
     if widened is not None:
         inner = widened.outputs[0].dtype
         widens = inner is not None and inner.name == "float32" and x.dtype is not None and x.dtype.name in HALVES

@@ -198,6 +198,24 @@ def test_a_widened_tanh_needs_a_half_precision_kernel(kind, argument):
     parity(before, after, {"x": X.astype(np.float16)}, rtol=4e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("to", [TensorProto.FLOAT, TensorProto.DOUBLE])
+def test_autocast_halves_x_before_it_widens_it(to):
+    """torch.pow is one of the functions that autocast computes in float32, and the rest follows."""
+    spell = Spelling(17, TensorProto.FLOAT16)
+    halved = spell("Mul", "x", spell.number(0.5))
+    spell.elem_type = to
+    tanh = spell("Tanh", tanh_argument(spell, spell("Cast", "x", to=to), "pow"))
+    result = spell("Mul", spell("Cast", halved, to=to), spell("Add", tanh, spell.number(1.0)))
+    spell.elem_type = TensorProto.FLOAT16
+    before = spell.model(spell("Cast", result, to=TensorProto.FLOAT16))
+    if to == TensorProto.DOUBLE:
+        assert_refused(before, "the tanh is computed in float64, which does not widen float16")
+        return
+    _, after = run_pass(FastGelu(), before)
+    assert ops(after) == ["Cast", "FastGelu", "Cast"]
+    parity(before, after, {"x": X.astype(np.float16)}, rtol=2e-3, atol=1e-3)
+
+
 def test_a_narrowed_tanh_is_refused():
     spell = Spelling()
     wide, half = TensorProto.FLOAT, TensorProto.FLOAT16
