@@ -1,0 +1,193 @@
+"""The ``rotary-embedding`` pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rewright.model.edit import domain_of
+from rewright.model.facts import dtype_of, producer, shape_of
+from rewright.model.names import scope_of
+from rewright.ops.microsoft import DOMAIN
+from rewright.ops.targets import unsupported
+from rewright.passes.cleanup.dimensions import Size
+from rewright.passes.cleanup.shape_sweep import ShapeSweep
+from rewright.passes.graph_pass import GraphPass
+from rewright.passes.rotary.caches import Caches
+from rewright.passes.rotary.emission import HEADS, POSITIONS, Emission, Layout
+from rewright.passes.rotary.moves import Moves
+from rewright.passes.rotary.rotation import Cache, NoRotation, Rotation, find, summing_nodes
+from rewright.passes.rotary.terms import LEAD, Terms
+from rewright.passes.session import PassSession
+
+_OP: Final = "RotaryEmbedding"
+_STANDARD_SINCE: Final = 23
+_STANDARD_TYPES: Final = ("float32", "float16", "bfloat16")
+_RESULTS: Final = ("Add", "Sub", "Concat", "Reshape", _OP)
+
+
+class RotaryEmbedding(GraphPass):
+    """x * cos + rotated(x) * sin -> com.microsoft.RotaryEmbedding (for the target portable: ONNX RotaryEmbedding).
+
+    rotated(x) = (-x2, x1) for the halves (x1, x2) of a head, or the same for each two neighbours (``interleaved``).
+
+    1. Each element of the result is followed back to elements of x, cos and sin through whatever moves them: Slice, Split,
+       Gather, Concat, Unsqueeze, Reshape, Transpose, Expand, Tile, Neg, factors of -1. So halves and neighbours, whole tables and
+       half ones, and heads of which only the first elements are rotated are one case, however they are written.
+    2. The caches hold one number for each pair: that both elements of a pair have the same cosine and the same sine must follow
+       from how these are made (Concat of a value with itself, repeated elements) or from the numbers of a constant. Cos and Sin
+       are then computed for one half only, once for all rotations that share them.
+    3. Caches that are the same for the whole batch are read from position 0 on, which is right for any batch. Caches with a row
+       for each element of the batch are laid end to end, and the positions count through them.
+    4. Axes: (batch, heads, positions, elements) or (batch, positions, heads, elements). The lengths of x and of the caches must
+       be known to agree, by number or by symbol; so must the number of elements of a head.
+    5. ONNX RotaryEmbedding whose caches have one row for a batch of several, as exporters write it, runs for a batch of 1 only.
+       It becomes an op that runs for any.
+    6. Refused: products or sums inside that something else uses, other orders and signs, a dtype without kernel.
+
+    Source: Su et al., "RoFormer" (arXiv 2104.09864); ONNX Runtime contrib operator RotaryEmbedding; ONNX RotaryEmbedding-23.
+    """
+
+    name = "rotary-embedding"
+    exactness = "reassociating"
+    emits = ("com.microsoft.RotaryEmbedding",)
+    after = ("constant-folding", "rms-norm", "layer-norm")
+
+    def run(self, session: PassSession) -> None:
+        if not any(_may_rotate(node) for graph in session.view.graphs() for node in graph.nodes):
+            return
+        session.ensure_facts()
+        sweep = ShapeSweep(session)
+        sweep.graph(session.view.graph)
+        search = _Search(session, sweep)
+        for graph in list(session.view.graphs()):
+            search.graph(graph)
+        sweep.values.forget_input_names()
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    node: Any
+    rotation: Rotation
+    layout: Layout
+
+
+class _Search:
+    def __init__(self, session: PassSession, sweep: ShapeSweep) -> None:
+        self._session, self._values = session, sweep.values
+        self._moves = Moves(sweep.values)
+        self._terms, self._caches = Terms(self._moves), Caches(self._moves)
+
+    def graph(self, graph: Any) -> None:
+        """Finds the rotations of one graph, the outermost nodes first, and then replaces them from the first on."""
+        sites: list[_Site] = []
+        taken: set[int] = set()
+        refused: dict[int, tuple[Any, str, set[int]]] = {}
+        for node in reversed(graph.nodes):
+            if node.op not in _RESULTS or domain_of(node) or id(node) in taken:
+                continue
+            try:
+                site = self._site(node, self._session.view.opset_of(graph))
+            except NoRotation as reason:
+                inner = {id(item) for item in summing_nodes(node.outputs[0], self._terms)}
+                if not any(id(node) in nodes for _, _, nodes in refused.values()):
+                    refused[id(node)] = node, str(reason), inner
+                continue
+            if site is not None:
+                sites.append(site)
+                taken.update(id(item) for item in site.rotation.nodes)
+        for node, why, inner in reversed(refused.values()):
+            if not inner & taken:
+                self._session.reject(node, why)
+        emission = Emission(self._session.names, self._session.view.opset_of(graph))
+        for site in reversed(sites):
+            self._replace(graph, site, emission)
+
+    def _site(self, node: Any, opset: int) -> _Site | None:
+        rotation = find(node.outputs[0], self._terms, self._caches)
+        if rotation is None:
+            return None
+        self._require_private(rotation)
+        layout = self._layout(rotation)
+        if node.op == _OP and (layout.per_batch or layout.dims[0] == 1):
+            return None  # as it should be
+        self._require_op(rotation, layout, opset)
+        return _Site(node, rotation, layout)
+
+    def _require_private(self, rotation: Rotation) -> None:
+        editor, inside = self._session.editor, set(map(id, rotation.nodes))
+        for node in rotation.nodes[1:]:
+            output = node.outputs[0]
+            if editor.is_graph_output(output) or any(id(user) not in inside for user in editor.consumers(output)):
+                raise NoRotation(f"the value '{output.name}' inside it is used elsewhere too")
+
+    def _layout(self, rotation: Rotation) -> Layout:
+        dims = self._moves.dims(rotation.x)
+        cos, sin = (self._lead(cache) for cache in (rotation.cos, rotation.sin))
+        if dims is not None and cos is not None and cos == sin:
+            for positions, others in ((POSITIONS, HEADS), (HEADS, POSITIONS)):
+                if cos[others] == 1 and cos[0] in (1, dims[0]) and self._same(cos[positions], dims[positions]):
+                    return Layout(positions, cos[0] != 1, tuple(dims))
+        shapes = [shape_of(tensor) for tensor in (rotation.x, rotation.cos.source.tensor, rotation.sin.source.tensor)]
+        shown = [f"({', '.join('?' if dim is None else str(dim) for dim in shape or ())})" for shape in shapes]
+        raise NoRotation(
+            f"the positions of x {shown[0]} and those of the cosines {shown[1]} and the sines {shown[2]} are not known to agree"
+        )
+
+    def _lead(self, cache: Cache) -> list[Size] | None:
+        """The sizes along batch, heads and positions (or batch, positions and heads); 1 where the cache has no such axis."""
+        tensor = cache.source.tensor
+        dims = self._moves.dims(tensor)
+        if dims is None:
+            return None
+        lead: list[Size] = list(dims[: len(dims) - Terms.count(tensor)])
+        return [lead[0], 1, lead[1]] if cache.source.by_position else [*[1] * (LEAD - len(lead)), *lead]
+
+    def _same(self, length: Size, wanted: Size) -> bool:
+        """Whether a cache has a row for each position, or fewer and then the model could not be computed anyway."""
+        if length == wanted:
+            return True
+        return self._values.bound_of(length) == wanted and length != self._values.smaller(wanted, 1)
+
+    def _require_op(self, rotation: Rotation, layout: Layout, opset: int) -> None:
+        """Refuses what the op of the target does not take."""
+        dtype, target = dtype_of(rotation.x), self._session.target
+        for cache in (rotation.cos, rotation.sin):
+            if dtype is None or dtype_of(cache.source.tensor) != dtype:
+                raise NoRotation("the dtypes of x and its cosines and sines are not known to be the same")
+        if target == "portable":
+            if opset < _STANDARD_SINCE:
+                raise NoRotation(f"{_OP} is standard from opset {_STANDARD_SINCE} on, and the model is at opset {opset}")
+            if dtype is None or dtype.name not in _STANDARD_TYPES:
+                raise NoRotation(f"{_OP} does not compute in {dtype}")
+        elif (reason := unsupported(DOMAIN, _OP, dtype, target)) is not None:
+            raise NoRotation(reason)
+        heads = layout.dims[HEADS if layout.positions == POSITIONS else POSITIONS]
+        if not isinstance(heads, int) and (layout.positions != POSITIONS or rotation.rotated < rotation.size):
+            raise NoRotation("the number of heads is not known")
+
+    def _replace(self, graph: Any, site: _Site, emission: Emission) -> None:
+        editor, root = self._session.editor, site.node
+        emission.scope = scope_of(root)
+        make = emission.standard if self._session.target == "portable" else emission.contributed
+        result = make(site.rotation, site.layout, self._caches)
+        nodes = emission.take()
+        output, last = root.outputs[0], producer(result)
+        if None in (shape_of(output) or (None,)) and site.rotation.first == 0:
+            output.shape = list(shape_of(site.rotation.x) or ())
+        editor.insert(nodes, at=root)
+        feeders = [tensor.inputs[0] for tensor in root.inputs if tensor.inputs]
+        editor.remove(root)
+        editor.take_output(output, last)
+        dead = [node for node in feeders if node.alive and not any(editor.is_used(tensor) for tensor in node.outputs)]
+        self._session.record(graph, [root, *editor.remove_with_dead_producers(dead)], nodes)
+
+
+def _may_rotate(node: Any) -> bool:
+    """Whether the node is a sum of two products, or the op itself."""
+    if domain_of(node):
+        return False
+    if node.op in ("Add", "Sub"):
+        makers = [producer(tensor) for tensor in node.inputs]
+        return all(maker is not None and maker.op == "Mul" for maker in makers)
+    return bool(node.op == _OP)
