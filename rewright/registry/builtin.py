@@ -20,6 +20,7 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.cleanup.dead_code", "DeadCode"),
     ("rewright.passes.fusion.layer_norm", "LayerNorm"),
     ("rewright.passes.fusion.rms_norm", "RmsNorm"),
+    ("rewright.passes.fusion.rotary_embedding", "RotaryEmbedding"),
     ("rewright.passes.fusion.gelu", "Gelu"),
     ("rewright.passes.fusion.fast_gelu", "FastGelu"),
     ("rewright.passes.fusion.quick_gelu", "QuickGelu"),
@@ -45,8 +46,8 @@ LEVELS: Mapping[str, str] = {
         " identity-elimination, common-subexpression, dead-code"
     ),
     "O2": (
-        "O1, layer-norm, rms-norm, gelu, fast-gelu, quick-gelu, skip-layer-norm, skip-rms-norm, bias-skip-layer-norm, bias-gelu,"
-        " dead-code"
+        "O1, layer-norm, rms-norm, rotary-embedding, gelu, fast-gelu, quick-gelu, skip-layer-norm, skip-rms-norm,"
+        " bias-skip-layer-norm, bias-gelu, dead-code"
     ),
     "O3": "O2, gelu-approximation, dead-code",
 }
