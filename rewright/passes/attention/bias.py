@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+from onnx import TensorProto
 
 from rewright.model.facts import constant_of, dtype_of, is_small_constant
 from rewright.passes.attention.axes import Axis, Layout, Unproven, length
@@ -70,6 +71,8 @@ def _step(writer: Writer, term: Term, made: Value | None, key: tuple[Any, ...]) 
         elif term.kind == "subtract":
             made = op.Neg(value) if made is None else op.Sub(made, value)
         else:
+            if value.dtype is None or value.dtype.kind != "b":
+                value = op.Cast(value, to=int(TensorProto.BOOL))
             masked = op.constant(_masked(term.number, dtype), "masked")
             kept = made if made is not None else op.constant(np.zeros((), dtype), "kept")
             made = op.Where(value, kept, masked) if term.kind == "keep-where" else op.Where(value, masked, kept)
@@ -121,33 +124,7 @@ def _laid_out(writer: Writer, term: Term) -> Value:
         return _constant(writer, term, layout, targets)
     # A scalar or a vector has fewer axes than the layout that it is broadcast to.
     layout = layout[len(layout) - (value.rank or 0) :] if value.rank is not None else layout
-    if not partial:
-        return writer.relaid(value, layout, tuple(axis if set(axis) <= present else () for axis in targets))
-    fine: list[Axis] = []
-    for axis in targets:
-        fine.extend([(atom,) if atom in present else () for atom in axis] if axis in partial else [axis if present & set(axis) else ()])
-    value = writer.relaid(value, layout, tuple(fine))
-    spots = [(atom,) for axis in partial for atom in axis if atom not in present]
-    lengths = []
-    for index, axis in enumerate(_granular(targets, partial)):
-        lengths.append(writer.length(axis[0].size) if axis in spots and not fine[index] else writer.length(1))
-    value = writer.op.Expand(value, writer.op.Concat(*lengths, axis=0))
-    made = tuple(axis if present & set(axis) else () for axis in targets)
-    return writer.relaid(value, tuple(_granular_present(targets, partial, present)), made)
-
-
-def _granular(targets: tuple[Axis, ...], partial: list[Axis]) -> list[Axis]:
-    found: list[Axis] = []
-    for axis in targets:
-        found.extend([(atom,) for atom in axis] if axis in partial else [axis])
-    return found
-
-
-def _granular_present(targets: tuple[Axis, ...], partial: list[Axis], present: set[Any]) -> list[Axis]:
-    found: list[Axis] = []
-    for axis in targets:
-        found.extend([(atom,) for atom in axis] if axis in partial else [axis if present & set(axis) else ()])
-    return found
+    return writer.spread(value, layout, targets, whole=False)
 
 
 def _constant(writer: Writer, term: Term, layout: Layout, targets: tuple[Axis, ...]) -> Value:

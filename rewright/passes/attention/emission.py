@@ -8,9 +8,10 @@ import numpy as np
 
 from rewright.model.facts import dtype_of, shape_of
 from rewright.ops.microsoft import DOMAIN
-from rewright.passes.attention.axes import Unproven, number
+from rewright.passes.attention.axes import Layout, Unproven, number
 from rewright.passes.attention.bias import bias, whole
 from rewright.passes.attention.guard import guarded
+from rewright.passes.attention.operands import Place
 from rewright.passes.attention.padding import Padding, padding
 from rewright.passes.attention.projection import Projection, projection
 from rewright.passes.attention.writing import Writer
@@ -32,7 +33,12 @@ def multi_head(writer: Writer, mask: Mask) -> Value:
     queries = writer.cheapest(attention.queries, wanted[0])
     keys = writer.cheapest(attention.keys, wanted[1])
     values = writer.cheapest(attention.values, wanted[2], scaled=False)
-    inputs = [writer.rows(place, layout, roles.heads) for place, layout in zip((queries, keys, values), wanted, strict=True)]
+    direct = _heads_first(writer, keys, values, wanted)
+    if direct is not None:
+        keys, values = direct
+    inputs = [writer.rows(queries, wanted[0], roles.heads)]
+    for place, layout in ((keys, wanted[1]), (values, wanted[2])):
+        inputs.append(writer.rows(place, layout, roles.heads) if direct is None else Value(place.tensor))
     padded = padding(writer) if mask != "bias" else None
     added = bias(writer) if padded is None else None
     optional = [None, _key_mask(writer, padded), None if added is None else whole(writer, added)]
@@ -47,6 +53,23 @@ def multi_head(writer: Writer, mask: Mask) -> Value:
         mask_filter_value=None if padded is None else padded.filtered,
     )
     return _finished(writer, made, inputs[0], number(wanted[2][2]), added)
+
+
+def _heads_first(writer: Writer, keys: Place, values: Place, wanted: tuple[Layout, ...]) -> tuple[Place, Place] | None:
+    """Keys and values as (batch, heads, sequence, size), where both are there so, and would both have to be relaid otherwise."""
+    attention, roles = writer.attention, writer.attention.roles
+    if min(writer.cost(keys, wanted[1]), writer.cost(values, wanted[2])) < 2:
+        return None
+    if number(roles.size) != number(roles.value_size):
+        return None
+    found: list[Place] = []
+    for places, size in ((attention.keys, roles.size), (attention.values, roles.value_size)):
+        layout = (roles.batch, roles.heads, roles.columns, size)
+        fitting = [place for place in places if writer.axes.resolve(place.layout) == layout and not place.steps]
+        if not fitting:
+            return None
+        found.append(fitting[0])
+    return (found[0], found[1]) if found[1].scale == 1 else None
 
 
 def packed(writer: Writer, mask: Mask) -> Value:
@@ -116,9 +139,8 @@ def _weights(writer: Writer, found: tuple[Projection, ...]) -> Value:
     return made
 
 
-def _biases(writer: Writer, found: tuple[Projection, ...]) -> Value | None:
-    if all(item.bias is None for item in found):
-        return None
+def _biases(writer: Writer, found: tuple[Projection, ...]) -> Value:
+    """The packed bias, zeros if there is none: without it, onnxruntime 1.31 ends the process."""
     dtype: Any = dtype_of(found[0].weight)
     parts = [np.zeros(len(item.columns), dtype) if item.bias is None else item.bias for item in found]
     made: Value = writer.op.constant(np.concatenate(parts).astype(dtype), "qkv_bias")

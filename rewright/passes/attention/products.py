@@ -7,7 +7,7 @@ from typing import Any
 
 from rewright.model.edit import domain_of
 from rewright.model.facts import attribute
-from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, length, sizes_of
+from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, sizes_of
 from rewright.passes.attention.steps import broadcast
 
 _RESULT = -1
@@ -116,14 +116,16 @@ def _labels(node: Any) -> tuple[str, str, str]:
 
 
 def _equation(node: Any, ranks: list[int]) -> tuple[str, str, str]:
-    text = attribute(node, "equation", "")
-    terms = str(text).replace(" ", "")
-    sources, arrow, result = terms.partition("->")
+    text = str(attribute(node, "equation", ""))
+    sources, arrow, result = text.replace(" ", "").partition("->")
     names = sources.split(",")
-    plain = arrow and "." not in terms and len(names) == 2
-    if not plain or any(len(set(name)) != len(name) for name in (*names, result)) or [*map(len, names)] != ranks:
-        raise Unproven(f"the equation '{text}' is not a plain product of two factors", node)
-    return names[0], names[1], result
-
-
-__all__ = ["Product", "is_product", "length", "product_above", "product_below"]
+    if arrow and len(names) == 2:
+        batch = max((rank - len(name.replace("...", "")) for rank, name in zip(ranks, names, strict=True)), default=0)
+        pool = "".join(label for label in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if label not in text)[: max(batch, 0)]
+        full = [
+            name.replace("...", pool[len(pool) - (rank - len(name) + 3) :] if rank > len(name) - 3 else "")
+            for rank, name in zip((*ranks, len(result) - 3 + len(pool)), (*names, result), strict=True)
+        ]
+        if all(len(set(name)) == len(name) for name in full) and [len(name) for name in full[:2]] == ranks:
+            return full[0], full[1], full[2]
+    raise Unproven(f"the equation '{text}' is not a plain product of two factors", node)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from rewright.model.edit import Editor, domain_of
 from rewright.model.facts import attribute, dtype_of, is_constant, producer
 from rewright.passes.attention.axes import Axes, Axis, Layout, Unproven, number
-from rewright.passes.attention.operands import Place, places
+from rewright.passes.attention.operands import Place, Step, places
 from rewright.passes.attention.products import Product, is_product, product_below
 from rewright.passes.attention.scores import Scores, explained, scalar
 from rewright.passes.attention.steps import downwards
@@ -184,19 +184,22 @@ def _assigned(axes: Axes, editor: Editor, softmax: Any, layout: Layout, scores: 
         if is_constant(held[-1].tensor):
             raise Unproven(f"the {role} are constant", product.node if role == "keys" else second.node)
     interior = [softmax.inputs[0], *scores.interior, *below.interior]
-    _check_private(editor, [*scores.interior, softmax.inputs[0]])
+    _check_private(editor, [*scores.interior, softmax.inputs[0]], scores.shifts)
     roles = _roles(axes, layout, product, index, second, below.index, queries)
+    if scores.factors:
+        steps = tuple(Step("multiply", term.node, term.value, term.layout) for term in scores.factors)
+        queries = [replace(place, steps=place.steps + steps) for place in queries]
     kinds = {dtype_of(held) for held in (queries[0].tensor, keys[0].tensor, values[0].tensor)}
     if len(kinds) != 1 or None in kinds:
         raise Unproven("queries, keys and values are not known to have one element type", softmax)
     return Attention(softmax, axes, roles, scores, queries, keys, values, below.guard, below.results, interior)
 
 
-def _check_private(editor: Editor, tensors: list[Any]) -> None:
+def _check_private(editor: Editor, tensors: list[Any], shifts: tuple[Any, ...]) -> None:
     for tensor in tensors:
         if editor.is_graph_output(tensor):
             raise Unproven(f"the scores '{tensor.name}' are an output of the graph", producer(tensor))
-        if len(editor.consumers(tensor)) > 1:
+        if len([user for user in editor.consumers(tensor) if user not in shifts]) > 1:
             raise Unproven(f"the scores '{tensor.name}' are used elsewhere too", producer(tensor))
 
 

@@ -9,12 +9,14 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from rewright.model.edit import domain_of
-from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
+from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, is_small_constant, producer
 from rewright.passes.attention.axes import Axes, Layout, Unproven
 from rewright.passes.attention.products import Product, is_product, product_above
 from rewright.passes.attention.steps import broadcast, upwards
 
 _LONGEST: Final = 16
+_MOST_FACTORS: Final = 1 << 12
+_MOST_MASKED: Final = 1 << 24
 _ABSORBING: Final = -1e4
 """A constant that stands for "masked": no score comes near it, or the model attends to what it masks."""
 
@@ -40,12 +42,17 @@ class Term:
 
 @dataclass(frozen=True)
 class Scores:
-    """The input of a softmax, explained: ``scale * product``, then ``terms`` in order."""
+    """The input of a softmax, explained: ``scale * product``, times the constants ``factors``, then ``terms`` in order.
+
+    ``shifts`` are nodes that take the highest score of each row, which is then subtracted: no softmax notices.
+    """
 
     product: Product
     scale: float = 1.0
     terms: tuple[Term, ...] = ()
     interior: tuple[Any, ...] = ()
+    factors: tuple[Term, ...] = ()
+    shifts: tuple[Any, ...] = ()
 
 
 def explained(axes: Axes, tensor: Any, layout: Layout) -> Iterator[Scores]:
@@ -108,10 +115,22 @@ class _Walk:
             yield replace(scores, terms=scores.terms + terms, interior=(*scores.interior, operand))
 
     def _added(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
+        highest = producer(node.inputs[1])
+        if node.op == "Sub" and highest is not None and _is_highest(highest, node.inputs[0], len(layout)):
+            for scores in self._through(node.inputs[0], layout, depth, ()):
+                yield replace(scores, shifts=(*scores.shifts, highest))
+            return
         for index in (0, 1) if node.op == "Add" else (0,):
             operand, other = node.inputs[index], node.inputs[1 - index]
             kind: Kind = "add" if node.op == "Add" else "subtract"
             try:
+                binary = _masked_product(operand, other) if kind == "add" else None
+                if binary is not None:
+                    scores, mask, masked = binary
+                    term = Term("keep-where", node, mask, broadcast(layout, mask), masked)
+                    for found in self._through(scores, layout, depth + 1, (term,)):
+                        yield replace(found, interior=(*found.interior, operand))
+                    continue
                 term = Term(kind, node, other, broadcast(layout, other))
                 yield from self._through(operand, layout, depth, (term,))
             except Unproven as unproven:
@@ -121,6 +140,12 @@ class _Walk:
         for index in (0, 1) if node.op == "Mul" else (0,):
             operand, other = node.inputs[index], node.inputs[1 - index]
             factor = scalar(other)
+            if factor is None and node.op == "Mul" and is_constant(other) and is_small_constant(other, _MOST_FACTORS):
+                for scores in self._through(operand, layout, depth, ()):
+                    if not scores.terms:
+                        held = Term("multiply", node, other, broadcast(layout, other))
+                        yield replace(scores, factors=(*scores.factors, held))
+                continue
             if factor is None:
                 word = "multiplied" if node.op == "Mul" else "divided"
                 for _ in self._through(operand, layout, depth, ()):
@@ -134,7 +159,7 @@ class _Walk:
                 self._failed(Unproven(f"the scores are scaled by {factor}, which is not positive", node), depth)
                 continue
             for scores in self._through(operand, layout, depth, ()):
-                terms = (*scores.terms, Term("multiply", node, number=factor)) if scores.terms else ()
+                terms = _multiplied(scores.terms, Term("multiply", node, number=factor))
                 yield replace(scores, scale=scores.scale * factor, terms=terms)
 
     def _selected(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
@@ -162,6 +187,54 @@ class _Walk:
             if least is None or dtype is None or least > float(np.finfo(np.float32 if dtype.kind != "f" else dtype).min):
                 continue
             yield from self._through(node.inputs[index], layout, depth, (Term("at-least", node, number=least),))
+
+
+def _multiplied(terms: tuple[Term, ...], term: Term) -> tuple[Term, ...]:
+    if terms and terms[-1].kind == "multiply":
+        number = terms[-1].number * term.number
+        return terms[:-1] if number == 1 else (*terms[:-1], replace(term, number=number))
+    return (*terms, term) if terms else ()
+
+
+def _is_highest(node: Any, scores: Any, rank: int) -> bool:
+    """Whether the node takes the highest value of each row of ``scores``."""
+    if node.op != "ReduceMax" or domain_of(node) or node.inputs[0] is not scores or attribute(node, "keepdims", 1) != 1:
+        return False
+    axes = attribute(node, "axes")
+    if axes is None and len(node.inputs) > 1 and is_small_constant(node.inputs[1], 1):
+        value = constant_of(node.inputs[1])
+        axes = None if value is None else value.reshape(-1).tolist()
+    return axes in ([-1], [rank - 1])
+
+
+def _masked_product(product: Any, added: Any) -> tuple[Any, Any, float] | None:
+    """(scores, mask, c) where the sum is ``scores * mask + c * (1 - mask)``."""
+    times, other = producer(product), producer(added)
+    if times is None or other is None or times.op != "Mul" or other.op != "Mul":
+        return None
+    for index in (0, 1):
+        masked, complement = scalar(other.inputs[index]), producer(other.inputs[1 - index])
+        if masked is None or not masked <= _ABSORBING or complement is None or complement.op != "Sub":
+            continue
+        if scalar(complement.inputs[0]) != 1:
+            continue
+        for place in (0, 1):
+            if times.inputs[place] is complement.inputs[1] and _is_binary(times.inputs[place]):
+                return times.inputs[1 - place], times.inputs[place], masked
+    return None
+
+
+def _is_binary(tensor: Any, depth: int = 0) -> bool:
+    """Whether the value is proven to hold zeros and ones only."""
+    kind = dtype_of(tensor)
+    if kind is not None and kind.kind == "b":
+        return True
+    if is_constant(tensor):
+        value = constant_of(tensor) if is_small_constant(tensor, _MOST_MASKED) else None
+        return value is not None and bool(np.isin(value, (0, 1)).all())
+    node = producer(tensor)
+    moving = ("Cast", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Gather", "Identity")
+    return node is not None and depth < 8 and not domain_of(node) and node.op in moving and _is_binary(node.inputs[0], depth + 1)
 
 
 def scalar(tensor: Any) -> float | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, constant_of, is_small_constant
-from rewright.passes.attention.axes import Atom, Axes, Axis, Layout, Unproven, length, number, sizes_of
+from rewright.passes.attention.axes import Atom, Axes, Axis, Layout, Unproven, length, number, size_of, sizes_of
+from rewright.passes.cleanup.dimensions import Size
 
 _REGROUPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _COPYING = ("Identity", "Dropout")
@@ -70,10 +72,27 @@ def broadcast(layout: Layout, operand: Any) -> Layout:
             found.append(())
             continue
         whole = length(axis)
-        if whole != size:
+        if whole is None or not equal_where_broadcast(size, whole):
             raise Unproven(f"an axis of '{operand.name}' has the length {size}, which is not known to be {whole}", operand)
         found.append(axis)
     return tuple(found)
+
+
+_CAPPED: Final = re.compile(r"[Mm]in\((?:(?P<cap>\d+), (?P<size>[^,]+)|(?P<other>[^,]+), (?P<limit>\d+))\)")
+
+
+def equal_where_broadcast(size: Size, whole: Size) -> bool:
+    """Whether an operand's axis has the length of the result's, given that the operand can be broadcast to the result.
+
+    Where a and min(a, 64) differ, the smaller exceeds 1 and cannot be broadcast: buffers for the longest sequence are sliced so.
+    """
+    if size == whole:
+        return True
+    capped = _CAPPED.fullmatch(str(size))
+    if capped is None:
+        return False
+    cap, inner = capped["cap"] or capped["limit"], capped["size"] or capped["other"]
+    return int(cap) > 1 and size_of(inner) == whole
 
 
 def _permutation(node: Any, rank: int) -> list[int]:

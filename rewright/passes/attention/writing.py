@@ -45,27 +45,29 @@ class Writer:
         Raises:
             Unproven: from none of them can it be written.
         """
-        costs = [self._cost(place, wanted) if scaled or place.scale == 1 else _IMPOSSIBLE for place in places]
+        costs = [self.cost(place, wanted) if scaled or place.scale == 1 else _IMPOSSIBLE for place in places]
         best = min(costs)
         if best >= _IMPOSSIBLE:
             raise Unproven(f"the layout of '{places[0].tensor.name}' is not (batch, sequence, heads times head size)", places[0].tensor)
         return places[max(index for index, cost in enumerate(costs) if cost == best)]
 
-    def _cost(self, place: Place, wanted: Layout) -> int:
+    def cost(self, place: Place, wanted: Layout) -> int:
+        """How many nodes ``rows`` would make; more than any model has where it cannot."""
         layout = self.axes.resolve(place.layout)
         if any(atom.start is not None for axis in layout for atom in axis):
             return _IMPOSSIBLE
-        if {atom for axis in layout for atom in axis} != {atom for axis in wanted for atom in axis}:
-            return _IMPOSSIBLE
+        present, needed = set(_flat(layout)), set(_flat(wanted))
+        if present != needed:
+            return 10 + len(place.steps) if present < needed and not _has_rotary(place) else _IMPOSSIBLE
         if layout == wanted:
             return len(place.steps)
-        if any(step.kind == "rotary" for step in place.steps):
+        if _has_rotary(place):
             return _IMPOSSIBLE
         return len(place.steps) + (1 if _flat(layout) == _flat(wanted) else 2)
 
     def rows(self, place: Place, wanted: Layout, heads: Axis) -> Value:
         """The place's value as (batch, sequence, heads x head size), its steps done, without its scale."""
-        value = self.relaid(Value(place.tensor), self.axes.resolve(place.layout), wanted)
+        value = self.spread(Value(place.tensor), self.axes.resolve(place.layout), wanted)
         for step in place.steps:
             value = self._stepped(value, step, wanted, heads)
         return value
@@ -125,6 +127,35 @@ class Writer:
                 value = self.op.Transpose(value, perm=blocks)
                 layout = tuple(layout[index] for index in blocks)
         return self._reshaped(value, layout, wanted)[1]
+
+    def spread(self, value: Value, layout: Layout, wanted: Layout, whole: bool = True) -> Value:
+        """``value`` in the layout ``wanted``, repeated along the atoms that it does not have.
+
+        Without ``whole``, an axis of which it has no atom at all becomes one of length 1.
+        """
+        present = set(_flat(layout))
+        absent = [axis for axis in wanted if axis and not present & set(axis)]
+        partial = [axis for axis in wanted if present & set(axis) and not set(axis) <= present]
+        if not partial and not (whole and absent):
+            return self.relaid(value, layout, tuple(axis if present & set(axis) else () for axis in wanted))
+        fine: list[Axis] = []
+        lengths: list[Size] = []
+        result: list[Axis] = []
+        for axis in wanted:
+            pieces = [(atom,) for atom in axis] if axis in partial else [axis]
+            for piece in pieces:
+                here = bool(present & set(piece))
+                fine.append(piece if here else ())
+                lengths.append(1 if here or (axis in absent and not whole) else _whole(piece))
+                result.append(piece if here or whole or axis in partial else ())
+        value = self.relaid(value, layout, tuple(fine))
+        if all(isinstance(size, int) for size in lengths):
+            target = self.op.constant(np.array(lengths, np.int64), "shape")
+        else:
+            target = self.op.Concat(*(self.length(size) for size in lengths), axis=0)
+        made: Value = self.op.Expand(value, target)
+        kept = tuple(axis if whole or present & set(axis) else () for axis in wanted)
+        return self.relaid(made, tuple(result), kept)
 
     def _reshaped(self, value: Value, layout: Layout, wanted: Layout) -> tuple[Layout, Value]:
         if layout == wanted:
@@ -193,6 +224,10 @@ class Writer:
         if best is None:
             raise Unproven("the layout of the result is not known", self.attention.softmax)
         return best[1], self.relaid(value, made, best[2])
+
+
+def _has_rotary(place: Place) -> bool:
+    return any(step.kind == "rotary" for step in place.steps)
 
 
 def _flat(layout: Layout) -> Axis:
