@@ -75,6 +75,10 @@ class Match:
             raise Refused(f"{reason} ('{where.name}')", where.tensor.inputs[0] if where.tensor.inputs else self.root.node)
         raise Refused(reason, where.node if where is not None else self.root.node)
 
+    def opset_obstacle(self, version: int) -> str | None:
+        """Why the model can not be raised to ``version`` of the standard domain, or None if it can."""
+        return self._session.opset_obstacle(version)
+
     def used_elsewhere(self, name: str) -> bool:
         """Whether something outside the match uses the output of the node named ``name``."""
         matched = {id(node) for node, _ in self._attempt.nodes}

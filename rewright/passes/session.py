@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-from rewright.model import facts
+from rewright.model import facts, opsets
 from rewright.model.carrier import Model
 from rewright.model.edit import Editor
 from rewright.model.names import Names
@@ -40,6 +40,7 @@ class PassSession:
     sites: list[Site] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _obstacles: dict[int, str | None] = field(default_factory=dict, repr=False)
 
     @property
     def view(self) -> View:
@@ -65,6 +66,12 @@ class PassSession:
             note = f"shape inference failed, so that only the exporter's own shapes are known: {self.view.facts_problem}"
             if note not in self.notes:
                 self.notes.append(note)
+
+    def opset_obstacle(self, version: int) -> str | None:
+        """Why the model can not be raised to ``version`` of the standard domain, or None if it can; looked for once."""
+        if version not in self._obstacles:
+            self._obstacles[version] = opsets.obstacle(self.view, version)
+        return self._obstacles[version]
 
     def reject(self, node: Any, reason: str) -> None:
         """Records that the pass did not fire at ``node``, and why; dimensions that nobody named are shown as "?"."""

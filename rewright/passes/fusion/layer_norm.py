@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from rewright.passes.fusion.last_axes import (
-    check_count,
-    check_epsilon,
-    check_input,
-    check_narrowed,
-    check_parameter,
-    half_source,
-    mean_of,
-    normalised_lengths,
-    ones,
-    parameter,
-)
+from rewright.model import opsets
+from rewright.ops.microsoft import DOMAIN
+from rewright.passes.fusion.decomposed_layer_norm import check_layer_norm, layer_norm_of
+from rewright.passes.fusion.last_axes import half_source, normalised_lengths, ones, parameter
+from rewright.passes.fusion.residual_sums import check_residual, operands, with_sum
 from rewright.passes.pattern_pass import Match, PatternPass
+from rewright.passes.session import PassSession
 from rewright.pattern.values import Value
 
 _STANDARD_SINCE: Final = 17
@@ -26,52 +20,33 @@ class LayerNorm(PatternPass):
     """(x - mean) / sqrt(mean((x - mean)^2) + epsilon) * scale + bias -> LayerNormalization(x, scale, bias).
 
     1. Spellings: one Sub or two; Pow(2) or Mul with itself; epsilon on either side; Div by Sqrt or Pow(0.5), Mul with a
-       reciprocal root; the scale before or after the root; TensorFlow's ``x * r + (bias - mean * r)``.
+       reciprocal root; the scale before or after the root; TensorFlow's ``x * r + (bias - mean * r)``; a mean as ReduceMean or
+       as a sum over a constant number.
     2. Scale and bias may be absent (a missing scale becomes ones), of shape (H), (1, H), (1, 1, H), or a number: a constant
        that only broadcasts becomes a copy of the normalised shape.
-    3. Both means must be over the same last axes, with ``keepdims``; epsilon must be a positive number.
+    3. Both means must be over the same last axes, with ``keepdims`` or with the axes put back; epsilon must be a positive
+       number.
     4. Refused: a scale or bias that may change the result's shape, unknown lengths where they matter, float64 (the op computes
-       in float32), inner values that are used elsewhere, and models below opset 17, where the op is not standard.
+       in float32), and inner values that are used elsewhere.
     5. Half precision: where a float32 interior is cast back before the scale, the op takes the half-precision input, for
        that is what its ``stash_type`` means. Where it is cast back later, the float32 part is fused and the Casts stay.
+    6. Below opset 17 the op is not standard. Where every node of the model means the same at 17, the model's opset is raised.
+       Where one does not, a normalisation of a residual sum becomes com.microsoft.SkipLayerNormalization, which follows no
+       opset; any other is refused with the node that stands in the way.
 
     Source: Ba, Kiros and Hinton, "Layer Normalization"; ONNX LayerNormalization-17.
     """
 
     name = "layer-norm"
     exactness = "reassociating"
+    emits = ("com.microsoft.SkipLayerNormalization",)
     after = ("constant-folding",)
     before = ("gelu",)
     anchors = ("ReduceMean",)
     backwards = True
 
     def pattern(self, op: Any, x: Any, epsilon: Any, scale: Any, bias: Any, count: Any, share: Any) -> Any:
-        def mean(value: Any) -> Any:
-            return mean_of(op, value, count, share)
-
-        centred = x - mean(x)
-        variance = mean(op.square(centred)) + epsilon
-        root = variance**0.5
-        inverse = op.inverse_sqrt(variance)
-        normalised = op.any_of(centred / root, inverse * centred)
-        narrowed = op.Cast(normalised, bind="narrowed")
-        scaled = op.any_of(
-            op.any_of(normalised, narrowed) * scale,
-            (inverse * scale) * centred,
-            inverse * (centred * scale),
-            (centred * scale) / root,
-        )
-
-        def tensorflow(factor: Any) -> Any:
-            return (bias - mean(x) * factor) + x * factor
-
-        return op.any_of(
-            tensorflow(inverse * scale),
-            tensorflow(inverse),
-            op.any_of(scaled, normalised, narrowed) + bias,
-            scaled,
-            normalised,
-        )
+        return layer_norm_of(op, x, epsilon, scale, bias, count, share)
 
     def check(
         self,
@@ -83,15 +58,13 @@ class LayerNorm(PatternPass):
         count: Value | None,
         share: Value | None,
     ) -> None:
-        opset = f"LayerNormalization is standard from opset {_STANDARD_SINCE} on, and the model is at opset {match.opset}"
-        match.require(match.opset >= _STANDARD_SINCE, opset)
-        check_input(match, "LayerNormalization", x)
-        check_epsilon(match, epsilon, x)
-        lengths = normalised_lengths(match, x)
-        check_count(match, x, lengths, count, share)
-        check_parameter(match, "scale", scale, lengths, x.rank)
-        check_parameter(match, "bias", bias, lengths, x.rank)
-        check_narrowed(match, x)
+        check_layer_norm(match, x, epsilon, scale, bias, count, share)
+        if match.opset < _STANDARD_SINCE:
+            obstacle = match.opset_obstacle(_STANDARD_SINCE)
+            reason = (
+                f"LayerNormalization is standard from opset {_STANDARD_SINCE} on, the model is at {match.opset}, and {obstacle}"
+            )
+            match.require(obstacle is None, reason)
 
     def rewrite(self, op: Any, match: Match, x: Value, epsilon: Value, scale: Value | None, bias: Value | None) -> Any:
         lengths = normalised_lengths(match, x)
@@ -99,3 +72,53 @@ class LayerNorm(PatternPass):
         made = ones(op, lengths, data) if scale is None else parameter(op, scale, lengths, "scale")
         inputs = (data, made) if bias is None else (data, made, parameter(op, bias, lengths, "bias"))
         return op.LayerNormalization(*inputs, axis=-len(lengths), epsilon=epsilon.scalar)
+
+    def apply(self, session: PassSession) -> None:
+        view = session.view
+        oldest = min(filter(None, map(view.opset_of, view.graphs())), default=_STANDARD_SINCE)
+        raised = oldest < _STANDARD_SINCE and session.opset_obstacle(_STANDARD_SINCE) is None
+        if oldest < _STANDARD_SINCE and not raised:
+            _OfResidual().apply(session)
+            session.rejections.clear()  # what is left has a better reason below
+        before = len(session.sites)
+        super().apply(session)
+        if raised and len(session.sites) > before:
+            opsets.raise_to(view, _STANDARD_SINCE)
+            session.notes.append(f"the opset was raised from {oldest} to {_STANDARD_SINCE}, where LayerNormalization is standard")
+
+
+class _OfResidual(PatternPass):
+    """A decomposed normalisation of x + skip -> com.microsoft.SkipLayerNormalization, where the opset can not be raised."""
+
+    name = "layer-norm"
+    exactness = "reassociating"
+    anchors = ("ReduceMean",)
+    backwards = True
+
+    def pattern(self, op: Any, a: Any, b: Any, epsilon: Any, scale: Any, bias: Any, count: Any, share: Any) -> Any:
+        total = op.Add(a, b, bind="sum")
+        return layer_norm_of(op, total, epsilon, scale, bias, count, share), total
+
+    def check(
+        self,
+        match: Match,
+        a: Value,
+        b: Value,
+        epsilon: Value,
+        scale: Value | None,
+        bias: Value | None,
+        count: Value | None,
+        share: Value | None,
+    ) -> None:
+        match.require(match.opset < _STANDARD_SINCE, "LayerNormalization is standard here")
+        total = check_residual(match, a, b)
+        lengths = check_layer_norm(match, total, epsilon, scale, bias, count, share)
+        match.require(len(lengths) == 1, "more than the last axis is normalised")
+
+    def rewrite(self, op: Any, match: Match, a: Value, b: Value, epsilon: Value, scale: Value | None, bias: Value | None) -> Any:
+        total = match.the_node("sum").outputs[0]
+        lengths = normalised_lengths(match, total)
+        full, other = operands(a, b) or (a, b)
+        gamma = ones(op, lengths, total) if scale is None else parameter(op, scale, lengths, "gamma")
+        beta = None if bias is None else parameter(op, bias, lengths, "beta")
+        return with_sum(match, op.SkipLayerNormalization, [full, other, gamma, beta], domain=DOMAIN, epsilon=epsilon.scalar)
