@@ -46,8 +46,8 @@ LEVELS: Mapping[str, str] = {
         " identity-elimination, common-subexpression, dead-code"
     ),
     "O2": (
-        "O1, layer-norm, rms-norm, rotary-embedding, gelu, fast-gelu, quick-gelu, skip-layer-norm, skip-rms-norm,"
-        " bias-skip-layer-norm, bias-gelu, dead-code"
+        "O1, layer-norm, rms-norm, rotary-embedding, attention, multi-head-attention, gelu, fast-gelu, quick-gelu,"
+        " skip-layer-norm, skip-rms-norm, bias-skip-layer-norm, bias-gelu, dead-code"
     ),
     "O3": "O2, gelu-approximation, dead-code",
 }

@@ -68,7 +68,7 @@ class _Pointwise:
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
         self.source: Any = None
-        self._known: dict[int, Any] = {}
+        self._known: dict[tuple[int, Layout], Any] = {}
 
     def values(self, tensor: Any, layout: Layout, depth: int) -> Any | None:
         """The value for a mask of 0 and of 1, as an array of two; None if it is no such function."""
@@ -86,9 +86,10 @@ class _Pointwise:
         node = producer(tensor)
         if node is None or domain_of(node) or depth > _LONGEST:
             return None
-        if id(tensor) not in self._known:
-            self._known[id(tensor)] = self._computed(node, tensor, layout, depth)
-        return self._known[id(tensor)]
+        key = (id(tensor), held)  # a mask of keys that also masks queries comes here twice, along different axes
+        if key not in self._known:
+            self._known[key] = self._computed(node, tensor, layout, depth)
+        return self._known[key]
 
     def _computed(self, node: Any, tensor: Any, layout: Layout, depth: int) -> Any | None:
         moved = upwards(self.writer.axes, node, tensor, layout)
