@@ -15,6 +15,7 @@ from rewright.model.load import load
 from rewright.passes.contract import Backend, Target
 from rewright.registry import chain as registry_chain
 from rewright.registry.catalog import Catalog, default_catalog, did_you_mean
+from rewright.report.fates import fates
 from rewright.report.model import Report
 from rewright.reproducer import Reproducer, read_reproducer
 from rewright.run import (
@@ -156,8 +157,17 @@ def optimize(
 
 
 def explain(model: Source, *, chain: str | registry_chain.Chain = "O2", target: Target = "cpu") -> Report:
-    """Where the passes of a chain fire on a model, and why not elsewhere: a report without verification, nothing is written."""
-    return _runnable(chain).run(model, target=target, verify="off").report
+    """Where the passes of a chain fire on a model, and why not elsewhere: a report without verification, nothing is written.
+
+    ``report.fates`` says for each softmax, normalisation and activation what it became, or what stood in the way. Functions
+    of the model are inlined first, so that what they hold has a name.
+    """
+    made, loaded = _runnable(chain), load(model)
+    if loaded.proto.functions:
+        loaded = Chain("inline-functions").run(loaded, verify="off").model
+    report = made.run(loaded, target=target, verify="off").report
+    report.fates = fates(loaded, report.passes)
+    return report
 
 
 def reproduce(folder: str | PathLike[str], *, catalog: Catalog | None = None) -> tuple[Reproducer, RunResult]:

@@ -20,12 +20,15 @@ def explain(
     chain_file: arguments.ChainFile = None,
     settings: arguments.Settings = None,
     target: arguments.TargetName = "cpu",
-    is_complete: Annotated[bool, typer.Option("--all", help="List every node, not only the first few of each kind.")] = False,
+    is_complete: Annotated[bool, typer.Option("--all", help="List every site and rejection, not only the first few of each kind.")] = False,
     as_json: arguments.AsJson = False,
     plugins: arguments.Plugins = None,
     no_plugins: arguments.NoPlugins = False,
 ) -> int:
-    """Shows where the passes of a chain fire, and why they do not elsewhere. Nothing is compared or written."""
+    """Shows what becomes of each softmax, normalisation and activation, where the passes of a chain fire, and why not elsewhere.
+
+    Nothing is compared or written.
+    """
     catalog = arguments.load_catalog(plugins, no_plugins)
     chain = arguments.choose_chain(catalog, level, passes, chain_file, settings)
 

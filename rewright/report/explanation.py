@@ -4,34 +4,49 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, get_args
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from rewright.report import wording
-from rewright.report.model import PassReport, Report
+from rewright.report.model import Fate, FateKind, PassReport, Report
 from rewright.report.wording import printable
 
 _LISTED: Final = 8
 
 
 def show_explanation(report: Report, console: Console | None = None, *, is_complete: bool = False) -> None:
-    """Prints the sites and the rejections of every pass, alike ones together.
+    """Prints what became of each softmax, normalisation and activation, then the sites and rejections of every pass.
 
     Args:
         report: of a run, verified or not.
         console: standard output by default.
-        is_complete: list every node; otherwise the first few of each kind.
+        is_complete: list every site and rejection; otherwise the first few of each kind.
     """
     console = console if console is not None else Console(highlight=False)
+    for kind in get_args(FateKind):
+        _print_fates(kind, [fate for fate in report.fates if fate.kind == kind], console)
     for number, record in enumerate(report.passes):
         if number:
             console.print()
         _print_pass(record, console, None if is_complete else _LISTED)
     if not report.passes:
         console.print("The chain holds no pass.")
+
+
+def _print_fates(kind: str, fates: Sequence[Fate], console: Console) -> None:
+    """A line for each node, however many there are: what is asked for is each of them."""
+    if not fates:
+        return
+    fused = sum(fate.outcome == "became" for fate in fates)
+    console.print(Text(kind, "bold").append(f"  {fused} of {_count(len(fates), 'node')} fused", "not bold"))
+    for fate in fates:
+        style = {"became": "green", "left": "yellow", "removed": "dim"}[fate.outcome]
+        line = Text(f"  {printable(fate.node)} ").append(f"({fate.op}) ", "dim").append(printable(wording.fate(fate)), style)
+        console.print(line, soft_wrap=True)
+    console.print()
 
 
 def _print_pass(record: PassReport, console: Console, limit: int | None) -> None:

@@ -16,6 +16,7 @@ from rewright.verify.structure import StructureEvidence
 
 Verdict = Literal["passed", "passed-with-rollbacks", "failed", "unverified"]
 Status = Literal["applied", "unchanged", "rolled-back", "failed", "skipped"]
+FateKind = Literal["attention", "normalisation", "activation"]
 
 
 class _Record(BaseModel):
@@ -86,6 +87,29 @@ class ModelReport(_Record):
     bytes_after: int
 
 
+class Fate(_Record):
+    """What became of a softmax, a normalisation or an activation of the model.
+
+    Attributes:
+        kind: what the node is for.
+        node, op, graph: the node in the model before the run.
+        outcome: it "became" another op, was "left" as it is, or was "removed" without a successor.
+        became, name: the op that stands for it in the result, and that node's name.
+        passes: by which passes, in order.
+        reason: the first thing that stood in the way of (more), after the name of the pass that says so.
+    """
+
+    kind: FateKind
+    node: str
+    op: str
+    graph: str
+    outcome: Literal["became", "left", "removed"] = "left"
+    became: str = ""
+    name: str = ""
+    passes: list[str] = Field(default_factory=list)
+    reason: str = ""
+
+
 class PluginReport(_Record):
     """A plugin that was found."""
 
@@ -109,7 +133,7 @@ class Report(_Record):
     """The record of one run.
 
     ``parity`` is the last comparison of the result with the original. ``verdict`` is "passed" only if that comparison was
-    made, was not vacuous, and the gate noticed the faults of the mutation self-test.
+    made, was not vacuous, and the gate noticed the faults of the mutation self-test. ``fates`` is filled by ``explain``.
     """
 
     schema_version: Literal[1] = 1
@@ -121,6 +145,7 @@ class Report(_Record):
     verify: str = "model"
     environment: EnvironmentReport
     passes: list[PassReport] = Field(default_factory=list)
+    fates: list[Fate] = Field(default_factory=list)
     parity: ParityEvidence | None = None
     mutation: MutationEvidence | None = None
     quantization: dict[str, Any] | None = None

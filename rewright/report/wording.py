@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rewright.report.model import PassReport, Report
+from rewright.report.model import Fate, PassReport, Report
 from rewright.verify.comparison import OutputEvidence
 from rewright.verify.parity import ParityEvidence
 
@@ -17,6 +17,9 @@ VERDICTS = {
     "failed": "Failed: the result does not agree with the original.",
     "unverified": "Unverified: the numbers were not compared.",
 }
+
+UNSPECIFIC = "completes the pattern around it"
+"""Part of the reason of a pattern pass for a node that is in none of its patterns."""
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
@@ -99,6 +102,18 @@ def common_reasons(passes: Iterable[PassReport]) -> list[Reason]:
             nodes[key].append(rejection.node)
             text.setdefault(key, rejection.reason)
     return [Reason(key[0], text[key], found) for key, found in sorted(nodes.items(), key=lambda item: -len(item[1]))]
+
+
+def fate(fate: Fate) -> str:
+    """What became of a node, or why it is left, in a clause."""
+    by = f" ({', '.join(dict.fromkeys(fate.passes))})" if fate.passes else ""
+    if fate.outcome == "became":
+        return f"became {fate.became.replace('::', '.')} '{fate.name}'{by}"
+    if fate.outcome == "removed":
+        return f"went{by}"
+    if UNSPECIFIC in fate.reason:
+        return f"left: {fate.reason.partition(':')[0]} finds none of its formulas around it"
+    return f"left: {fate.reason or 'no pass of the chain is about it'}"
 
 
 def kept_sites(record: PassReport) -> int:
