@@ -96,7 +96,7 @@ class Block:
         qkv: "separate", "split", "slice" (one packed MatMul).
         norm: "post", "post-plain" (LayerNormalization without bias and epsilon), "pre".
         outputs: inner values that are outputs as well: "scores", "masked", "probabilities", "context", "query", "key", "value".
-        unknown: an op that onnx cannot infer through, before the block.
+        unknown: where an op is that inference cannot see through: "before" the whole block, or in the "residual" alone.
     """
 
     opset: int = 17
@@ -119,7 +119,7 @@ class Block:
     cross: bool = False
     norm: str = "post"
     outputs: tuple[str, ...] = ()
-    unknown: bool = False
+    unknown: str = ""
 
     @cached_property
     def _written(self) -> tuple[ModelProto, dict[str, str]]:
@@ -170,8 +170,8 @@ class _Writer:
     def write(self) -> ModelProto:
         block, graph = self.block, self.graph
         x = graph.input("x", "batch", "sequence", D)
-        if block.unknown:
-            x = graph("Trilu", x, domain="com.microsoft", out="unknown", upper=1)
+        if block.unknown == "before":
+            x = self.mystery(x)
         source = self.normalised(x, "before") if block.norm == "pre" else x
         keys = graph.input("memory", "batch", "keys", D) if block.cross else source
         query, key, value = self.projections(source, keys)
@@ -185,13 +185,17 @@ class _Writer:
         probabilities = self.named["probabilities"] = graph("Softmax", masked, out="probabilities", **axis)
         context = self.named["context"] = graph("MatMul", self.after_softmax(probabilities), value, out="context")
         projected = graph("Add", graph("MatMul", self.merged(context), graph.weight("wo", D, D)), graph.weight("bo", D))
-        total = graph("Add", projected, x, out="y" if block.norm == "pre" else "")
+        residual = self.mystery(x) if block.unknown == "residual" else x
+        total = graph("Add", projected, residual, out="y" if block.norm == "pre" else "")
         if block.norm != "pre":
             self.normalised(total, "after", out="y")
         ranks = dict.fromkeys(block.outputs, 4)
         for name in block.outputs:
             graph("Identity", self.named[name], out=f"{name}_out")
         return graph.model({"y": (TensorProto.FLOAT, 3), **{f"{name}_out": (TensorProto.FLOAT, ranks[name]) for name in ranks}})
+
+    def mystery(self, x: str) -> str:
+        return self.graph("Trilu", x, domain="com.microsoft", out="mystery", upper=1)
 
     def normalised(self, x: str, name: str, out: str = "") -> str:
         gamma = self.graph.weight(f"gamma_{name}", D)

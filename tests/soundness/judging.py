@@ -83,15 +83,17 @@ def session(model: ModelProto | Model) -> ort.InferenceSession:
     return ort.InferenceSession(loaded.session_bytes(), options, providers=["CPUExecutionProvider"])
 
 
-def assert_equal(before: ModelProto | Model, after: ModelProto | Model, sets: Iterable[dict[str, Any]]) -> None:
-    """Both give the same outputs, to 1e-5 and with the same NaNs, on every input set."""
+def assert_equal(
+    before: ModelProto | Model, after: ModelProto | Model, sets: Iterable[dict[str, Any]], tolerance: float = 1e-5
+) -> None:
+    """Both give the same outputs, with the same NaNs, on every input set."""
     first, second = session(before), session(after)
     compared = 0
     for feeds in sets:
         for expected, actual in zip(first.run(None, feeds), second.run(None, feeds), strict=True):
             assert expected.dtype == actual.dtype
             assert expected.shape == actual.shape
-            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
             compared += expected.size
     assert compared > 0
 

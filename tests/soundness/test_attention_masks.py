@@ -1,8 +1,9 @@
 """Masks: every form keeps its meaning for padding on either side, with holes, and for a row that is wholly masked."""
 
+import numpy as np
 import pytest
 from blocks import LOWEST, Block
-from judging import assert_block_equal
+from judging import assert_block_equal, assert_equal, fused_block
 
 INF = float("-inf")
 
@@ -63,3 +64,34 @@ ROWS = {**PADDING, **CAUSAL}
 @pytest.mark.parametrize("name", ROWS)
 def test_parity(name):
     assert_block_equal(ROWS[name][0])
+
+
+@pytest.mark.parametrize("numbers", [(-1, 0, 1, 2), (0, 2**32)], ids=["small", "beyond-32-bits"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(mask="additive"),
+        Block(mask="add-where", fill=LOWEST),
+        Block(mask="select", fill=LOWEST),
+        Block(mask="select-masked", fill=-1e4),
+        Block(mask="add-where", fill=INF, guard=True),
+        Block(mask="select", fill=LOWEST, cross=True),
+    ],
+    ids=["additive", "add-where", "select", "select-masked", "guarded", "cross"],
+)
+def test_a_mask_may_hold_other_numbers_than_0_and_1(block, numbers):
+    """Nothing in the model says that the input is 0 or 1: 2 is not masked, and in (1 - mask) * fill it is raised."""
+    rng, feeds = np.random.default_rng(0), block.feeds(3, 5)
+    feeds["mask"] = rng.choice(np.array(numbers), feeds["mask"].shape)
+    assert_equal(block.model, fused_block(block).model, [feeds])
+
+
+@pytest.mark.parametrize("kind", ["select", "select-masked", "add-where", "additive"])
+def test_scores_below_the_number_that_masks(kind):
+    """-1e4 in the place of a score is larger than some scores; beyond that, rounding differs by the order of the sums."""
+    block = Block(mask=kind, fill=-1e4)
+    sets = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        sets.append({**block.feeds(3, 5), "x": (150 * rng.normal(size=(3, 5, 8))).astype(np.float32)})
+    assert_equal(block.model, fused_block(block).model, sets, tolerance=1e-2)

@@ -9,9 +9,10 @@ import rewright
 
 # Each row: a block, and how many attention ops it becomes, or what the reason against it says; None where either is right.
 ROWS = {
-    "unknown-op-before": (Block(unknown=True, mask="additive"), 1),
-    "unknown-op-before-packed": (Block(unknown=True, qkv="split"), 1),
-    "unknown-op-before-cross": (Block(unknown=True, cross=True, split="shape"), 1),
+    "unknown-op-in-the-residual": (Block(unknown="residual", mask="additive"), 1),
+    "unknown-op-in-the-residual-cross": (Block(unknown="residual", cross=True, split="shape"), 1),
+    "unknown-op-before": (Block(unknown="before", mask="additive"), "not known"),
+    "unknown-op-before-packed": (Block(unknown="before", qkv="split"), "not known"),
 }
 
 
@@ -21,7 +22,7 @@ def test_parity(name):
 
 
 @pytest.mark.parametrize(
-    "block", [Block(mask="additive"), Block(unknown=True), Block(opset=23, causal="k<=q")], ids=["mask", "unknown", "causal"]
+    "block", [Block(mask="additive"), Block(unknown="before"), Block(opset=23, causal="k<=q")], ids=["mask", "unknown", "causal"]
 )
 def test_a_path_gives_what_a_proto_gives(block, tmp_path):
     path = tmp_path / "model.onnx"

@@ -11,12 +11,9 @@ INNER = ("query", "key", "value", "scores", "masked", "probabilities", "context"
 
 # Each row: a block, and how many attention ops it becomes, or what the reason against it says; None where either is right.
 ROWS = {
-    # The fused op has no output for these; query, key and value may stay beside it.
-    **{
-        f"output-{name}": (Block(mask="additive", outputs=(name,)), 0)
-        for name in ("scores", "masked", "probabilities", "context")
-    },
-    **{f"output-{name}": (Block(mask="additive", outputs=(name,)), None) for name in ("query", "key", "value")},
+    # The fused op has no output for scores and probabilities; the others may stand beside it.
+    **{f"output-{name}": (Block(mask="additive", outputs=(name,)), 0) for name in ("scores", "masked", "probabilities")},
+    **{f"output-{name}": (Block(mask="additive", outputs=(name,)), None) for name in ("query", "key", "value", "context")},
     "output-probabilities-and-context": (Block(outputs=("probabilities", "context")), 0),
     "output-present": (Block(cross=True, outputs=("key", "value")), None),
 }
