@@ -20,7 +20,7 @@ def explain(
     chain_file: arguments.ChainFile = None,
     settings: arguments.Settings = None,
     target: arguments.TargetName = "cpu",
-    is_complete: Annotated[bool, typer.Option("--all", help="List every site and rejection, not only the first few of each kind.")] = False,
+    is_complete: Annotated[bool, typer.Option("--all", help="List every site and rejection, not only the first few.")] = False,
     as_json: arguments.AsJson = False,
     plugins: arguments.Plugins = None,
     no_plugins: arguments.NoPlugins = False,
