@@ -13,6 +13,7 @@ import rewright
 PACKAGE = Path(rewright.__file__).parent
 FLOORS = (
     ("model",),
+    ("shapes",),
     ("ops", "pattern"),
     ("passes", "quant"),
     ("registry", "verify"),

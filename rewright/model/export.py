@@ -14,7 +14,7 @@ from rewright.model.elements import Constant, Opaque, WeightRef, normal_domain, 
 from rewright.model.errors import PassError
 from rewright.model.graph import GraphState, state_of, walk_bodies
 from rewright.model.order import node_has_bodies, stable_order
-from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING, View
+from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING, DerivedDim, View
 from rewright.model.weights import STUB_THRESHOLD, Slice, WeightFiles, make_stub, slice_of
 
 
@@ -303,6 +303,8 @@ def _agrees(tensor: Any, value: ValueInfoProto, declared: bool = False) -> bool:
         return False
     for dim, read in zip(tensor.shape, kind.shape.dim, strict=True):
         known = read.dim_value if read.HasField("dim_value") else read.dim_param or None
+        if isinstance(dim, DerivedDim) and not isinstance(known, int):
+            continue
         if dim != known and (declared or isinstance(known, int) or (isinstance(known, str) and isinstance(dim, str))):
             return False
     return True

@@ -47,6 +47,7 @@ class View:
         self.facts_stale = True
         self.inference_runs = 0
         self.facts_problem = ""
+        self.shapes: Any = None  # rewright.shapes.walk keeps there what it knows
         importer = _Importer(model, self.opsets)
         with collector_paused():
             self.graph: Any = importer.main()
@@ -239,6 +240,12 @@ def _set_type(variable: Any, value: onnx.ValueInfoProto) -> None:
 
 MADE_UP_SYMBOL = "unk__"
 """How onnx's shape inference names a dimension that it knows nothing about; it counts from 0 in each run."""
+
+
+class DerivedDim(str):
+    """A dimension that was derived, not declared: it says something about a value and never changes a declaration."""
+
+    __slots__ = ()
 
 
 def set_facts(variable: Any, tensor_type: Any, run: int = 0) -> None:

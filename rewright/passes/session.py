@@ -16,6 +16,7 @@ from rewright.model.view import MADE_UP_SYMBOL, View
 from rewright.ops.lowering import lower
 from rewright.ops.targets import typed_by, unsupported
 from rewright.passes.contract import Pass, Rejection, Site, Target
+from rewright.shapes.walk import shapes_of
 
 _MADE_UP: Final = re.compile(rf"'?{MADE_UP_SYMBOL}\w+'?")
 
@@ -60,8 +61,10 @@ class PassSession:
         return Names(self.view)
 
     def ensure_facts(self) -> None:
-        """Makes dtypes and shapes known where onnx's inference finds them, through fused ops by what their contracts say."""
+        """Makes dtypes and shapes known: where onnx's inference finds them, through fused ops by what their contracts say, and
+        by the symbolic rules of ``rewright.shapes``. What is known already is not inferred again."""
         facts.ensure(self.view, lambda model: lower(model, every=True))
+        shapes_of(self.view).refresh()
         if self.view.facts_problem:
             note = f"shape inference failed, so that only the exporter's own shapes are known: {self.view.facts_problem}"
             if note not in self.notes:

@@ -1,0 +1,300 @@
+"""Functions of sizes that are no polynomials: a quotient, a smaller one, what broadcasting makes.
+
+Each is a symbol with arguments, written so that equal texts mean equal sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from math import gcd
+from typing import Final
+
+from rewright.shapes.dimensions import (
+    Monomial,
+    Polynomial,
+    Size,
+    add,
+    divide,
+    multiply,
+    never_one,
+    not_negative,
+    product,
+    size_from,
+    symbol,
+    terms_of,
+    without,
+)
+
+
+class Term(str):
+    """The name of a symbol that stands for a function of sizes."""
+
+    __slots__ = ("arguments", "function")
+
+    function: str
+    arguments: tuple[Size, ...]
+
+
+def _term(function: str, text: str, *arguments: Size) -> Polynomial:
+    name = Term(text)
+    name.function = function
+    name.arguments = arguments
+    return symbol(name)
+
+
+def term_of(size: Size | None, function: str) -> Term | None:
+    """The size's name, if it is one such function of others."""
+    name = size.symbol if isinstance(size, Polynomial) else None
+    return name if isinstance(name, Term) and name.function == function else None
+
+
+@lru_cache(maxsize=4096)
+def floor_divide(dividend: Size, divisor: Size) -> Size | None:
+    """The largest integer not above ``dividend / divisor``, for a positive divisor; None for one that may be negative."""
+    exact = divide(dividend, divisor) if not isinstance(dividend, int) or not isinstance(divisor, int) else None
+    if exact is not None:
+        return exact
+    if not isinstance(divisor, int):
+        return _quotient(*_reduced(dividend, divisor)) if never_negative(divisor) and never_negative(dividend) else None
+    if divisor <= 0:
+        return None
+    if isinstance(dividend, int):
+        return dividend // divisor
+    # floor((c * x + r) / d) is x * (c // d) + floor((c % d * x + r) / d): what is whole comes out.
+    whole = size_from({names: factor // divisor for names, factor in dividend.terms})
+    rest = size_from({names: factor % divisor for names, factor in dividend.terms})
+    if whole is None or rest is None:
+        return None
+    if isinstance(rest, int):
+        return add(whole, rest // divisor)
+    common = divisor
+    for names, factor in rest.terms:
+        if names:
+            common = gcd(common, factor)
+    rest = size_from({names: factor // common for names, factor in rest.terms})
+    divisor //= common
+    if rest is None:
+        return None
+    inner = _inner_quotient(rest, divisor)
+    if inner is None:
+        inner = rest if divisor == 1 else _quotient(rest, divisor)
+    return add(whole, inner)
+
+
+def _inner_quotient(rest: Size, divisor: int) -> Size | None:
+    """floor((floor(p / q) + c) / d) as floor((p + c * q) / (q * d))."""
+    terms = terms_of(rest)
+    constant = terms.pop((), 0)
+    held = term_of(size_from(terms), "floor")
+    if held is None or not isinstance(held.arguments[1], int):
+        return None
+    above, below = held.arguments
+    total = add(above, constant * below)  # type: ignore[operator]
+    return floor_divide(total, below * divisor) if total is not None else None  # type: ignore[operator]
+
+
+def _reduced(dividend: Size, divisor: Size) -> tuple[Size, Size]:
+    """Both without the number and the symbols that divide them: a divisor of 0 cannot be computed with anyway."""
+    common: Monomial | None = None
+    number = 0
+    for names, factor in (*terms_of(dividend).items(), *terms_of(divisor).items()):
+        number = gcd(number, factor)
+        common = names if common is None else _shared(common, names)
+    by = size_from({common or (): number or 1})
+    above, below = (divide(size, by) if by is not None else None for size in (dividend, divisor))
+    return (above, below) if above is not None and below is not None else (dividend, divisor)
+
+
+def _shared(one: Monomial, other: Monomial) -> Monomial:
+    shared, rest = [], other
+    for name in one:
+        left = without(rest, (name,))
+        if left is not None:
+            shared.append(name)
+            rest = left
+    return tuple(shared)
+
+
+def _quotient(dividend: Size, divisor: Size) -> Polynomial:
+    return _term("floor", f"floor({_grouped(dividend)}/{_grouped(divisor)})", dividend, divisor)
+
+
+def _grouped(size: Size) -> str:
+    text = str(size)
+    is_plain = isinstance(size, int) or (len(size.terms) == 1 and size.terms[0][1] == 1 and len(size.terms[0][0]) == 1)
+    return text if is_plain else f"({text})"
+
+
+def ceil_divide(dividend: Size, divisor: int) -> Size | None:
+    """The smallest integer not below ``dividend / divisor``, for a positive divisor."""
+    above = add(dividend, divisor - 1) if divisor > 0 else None
+    return floor_divide(above, divisor) if above is not None else None
+
+
+@lru_cache(maxsize=4096)
+def minimum(one: Size, other: Size) -> Size:
+    """The smaller one."""
+    return _extreme("min", one, other, -1)
+
+
+@lru_cache(maxsize=4096)
+def maximum(one: Size, other: Size) -> Size:
+    """The larger one."""
+    return _extreme("max", one, other, 1)
+
+
+def _extreme(function: str, one: Size, other: Size, sign: int) -> Size:
+    held: list[Size] = []
+    for size in (one, other):
+        term = term_of(size, function)
+        held.extend(term.arguments if term is not None else (size,))
+    kept: list[Size] = []
+    for size in held:
+        if any(_is_not_below(rival, size, sign) for rival in kept):
+            continue
+        kept = [rival for rival in kept if not _is_not_below(size, rival, sign)]
+        kept.append(size)
+    if len(kept) == 1:
+        return kept[0]
+    kept.sort(key=lambda size: (isinstance(size, int), str(size)))
+    return _term(function, f"{function}({', '.join(map(str, kept))})", *kept)
+
+
+def _is_not_below(one: Size, other: Size, sign: int) -> bool:
+    """Whether ``sign * one >= sign * other``, certainly."""
+    difference = add(one, other, -1) if sign > 0 else add(other, one, -1)
+    return difference is not None and never_negative(difference)
+
+
+@lru_cache(maxsize=4096)
+def broadcast(one: Size, other: Size) -> Size:
+    """The dimension that two make where a node broadcasts them: they are equal, or one of them is 1."""
+    if one in (other, 1):
+        return other
+    if other == 1 or never_one(one):
+        return one
+    if never_one(other):
+        return other
+    for size, rival in ((one, other), (other, one)):
+        bound = term_of(rival, "min")
+        # Where a and min(a, 32) differ, both exceed 1 and cannot be broadcast: position embeddings are sliced like that.
+        # min(a, 1) is 1, or both are 0. With a bound that may be 0 nothing is said.
+        if bound is not None and len(bound.arguments) == 2 and size in bound.arguments and _positive_bound(bound):
+            return size
+    held: dict[Size, None] = {}
+    for size in (one, other):
+        term = term_of(size, "broadcast")
+        held.update(dict.fromkeys(term.arguments if term is not None else (size,)))
+    kept = sorted(held, key=str)
+    return _term("broadcast", f"broadcast({', '.join(map(str, kept))})", *kept)
+
+
+def _positive_bound(bound: Term) -> bool:
+    return any(isinstance(size, int) and size >= 1 for size in bound.arguments)
+
+
+@lru_cache(maxsize=4096)
+def span(start: Size, end: Size, dim: Size) -> Size | None:
+    """How many elements a Slice takes from ``start`` to ``end``, which are not negative, of a dimension."""
+    length = add(minimum(end, dim), start, -1)
+    return maximum(length, 0) if length is not None else None
+
+
+_DEEPEST: Final = 4
+
+
+@lru_cache(maxsize=4096)
+def never_negative(size: Size, depth: int = _DEEPEST) -> bool:
+    """Whether the size cannot be negative, which the functions in it may tell."""
+    if not_negative(size):
+        return True
+    if isinstance(size, int) or depth == 0:
+        return False
+    for names, factor in size.terms:
+        if len(names) != 1 or not isinstance(names[0], Term) or names[0].function not in ("min", "max", "floor"):
+            continue
+        term, rest = names[0], size_from({held: other for held, other in size.terms if held != names})
+        if rest is None:
+            continue
+        if term.function == "floor":
+            below = term.arguments[1]
+            if factor < 0 and isinstance(below, int):  # rest - floor(a / b) >= (b * rest - a) / b
+                above, scaled = multiply(term.arguments[0], factor), multiply(rest, below)
+                bound = add(above, scaled) if above is not None and scaled is not None else None
+                if bound is not None and never_negative(bound, depth - 1):
+                    return True
+            continue
+        cases = [_with(rest, factor, argument) for argument in term.arguments]
+        holds = [case is not None and never_negative(case, depth - 1) for case in cases]
+        if any(holds) if (factor > 0) == (term.function == "max") else all(holds):
+            return True
+    return False
+
+
+def _with(rest: Size, factor: int, argument: Size) -> Size | None:
+    scaled = multiply(factor, argument)
+    return add(rest, scaled) if scaled is not None else None
+
+
+_MAKERS: Final[dict[str, Callable[[Size, Size], Size | None]]] = {
+    "floor": floor_divide,
+    "min": minimum,
+    "max": maximum,
+    "broadcast": broadcast,
+}
+
+
+def substituted(size: Size, known: Mapping[str, Size]) -> Size | None:
+    """The size with symbols replaced, inside functions too; None if it grows out of bounds."""
+    if isinstance(size, int):
+        return size
+    total: Size | None = 0
+    for names, factor in size.terms:
+        factors = [_replaced(name, known) for name in names]
+        if None in factors:
+            return None
+        part = product([factor, *(item for item in factors if item is not None)])
+        total = add(total, part) if part is not None and total is not None else None
+    return total
+
+
+def _replaced(name: str, known: Mapping[str, Size]) -> Size | None:
+    found = known.get(name)
+    if found is not None:
+        return found
+    if not isinstance(name, Term) or not mentions(symbol(name), known):
+        return symbol(name)
+    arguments = [substituted(argument, known) for argument in name.arguments]
+    if None in arguments:
+        return None
+    first, *others = (argument for argument in arguments if argument is not None)
+    result: Size | None = first
+    for argument in others:
+        result = _MAKERS[name.function](result, argument) if result is not None else None
+    return result
+
+
+def mentions(size: Size, names: Mapping[str, object]) -> bool:
+    """Whether one of ``names`` occurs in the size."""
+    if isinstance(size, int):
+        return False
+    for held, _ in size.terms:
+        for name in held:
+            if name in names or (isinstance(name, Term) and any(mentions(argument, names) for argument in name.arguments)):
+                return True
+    return False
+
+
+__all__ = [
+    "Term",
+    "broadcast",
+    "ceil_divide",
+    "floor_divide",
+    "maximum",
+    "mentions",
+    "minimum",
+    "never_negative",
+    "span",
+    "substituted",
+]
