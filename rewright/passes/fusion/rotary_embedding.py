@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rewright.model.edit import domain_of
-from rewright.model.facts import dtype_of, producer, shape_of
+from rewright.model.facts import attribute, dtype_of, producer, shape_of
 from rewright.model.names import scope_of
 from rewright.ops.microsoft import DOMAIN
 from rewright.ops.targets import unsupported
@@ -14,8 +14,9 @@ from rewright.passes.cleanup.dimensions import Size
 from rewright.passes.cleanup.shape_sweep import ShapeSweep
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.rotary.caches import Caches
-from rewright.passes.rotary.emission import HEADS, POSITIONS, Emission, Layout
+from rewright.passes.rotary.emission import FIRST_TWO, HEADS, POSITIONS, Emission, Layout
 from rewright.passes.rotary.moves import Moves
+from rewright.passes.rotary.repair import narrow_operands, widened
 from rewright.passes.rotary.rotation import Cache, NoRotation, Rotation, find, summing_nodes
 from rewright.passes.rotary.terms import LEAD, Terms
 from rewright.passes.session import PassSession
@@ -67,9 +68,12 @@ class RotaryEmbedding(GraphPass):
 
 @dataclass(frozen=True, eq=False)
 class _Site:
+    """A rotation that ``node`` ends, or (without one) an op with operands that have too few rows."""
+
     node: Any
-    rotation: Rotation
-    layout: Layout
+    rotation: Rotation | None = None
+    layout: Layout | None = None
+    narrow: tuple[int, ...] = ()
 
 
 class _Search:
@@ -84,7 +88,7 @@ class _Search:
         taken: set[int] = set()
         refused: dict[int, tuple[Any, str, set[int]]] = {}
         for node in reversed(graph.nodes):
-            if node.op not in _RESULTS or domain_of(node) or id(node) in taken:
+            if id(node) in taken or not _may_end_one(node):
                 continue
             try:
                 site = self._site(node, self._session.view.opset_of(graph))
@@ -95,7 +99,7 @@ class _Search:
                 continue
             if site is not None:
                 sites.append(site)
-                taken.update(id(item) for item in site.rotation.nodes)
+                taken.update(id(item) for item in (site.rotation.nodes if site.rotation is not None else ()))
         for node, why, inner in reversed(refused.values()):
             if not inner & taken:
                 self._session.reject(node, why)
@@ -104,13 +108,15 @@ class _Search:
             self._replace(graph, site, emission)
 
     def _site(self, node: Any, opset: int) -> _Site | None:
-        rotation = find(node.outputs[0], self._terms, self._caches)
+        narrow = tuple(narrow_operands(node, self._moves)) if node.op == _OP else ()
+        if node.op == _OP and not narrow:
+            return None  # as it should be
+        rotation = None if domain_of(node) else find(node.outputs[0], self._terms, self._caches)
         if rotation is None:
-            return None
+            _require_known_heads(node)
+            return _Site(node, narrow=narrow) if narrow else None
         self._require_private(rotation)
         layout = self._layout(rotation)
-        if node.op == _OP and (layout.per_batch or layout.dims[0] == 1):
-            return None  # as it should be
         self._require_op(rotation, layout, opset)
         return _Site(node, rotation, layout)
 
@@ -128,6 +134,8 @@ class _Search:
             for positions, others in ((POSITIONS, HEADS), (HEADS, POSITIONS)):
                 if cos[others] == 1 and cos[0] in (1, dims[0]) and self._same(cos[positions], dims[positions]):
                     return Layout(positions, cos[0] != 1, tuple(dims))
+            if cos[HEADS] == cos[POSITIONS] == 1 and self._same(cos[0], dims[0]):
+                return Layout(0, False, tuple(dims))
         shapes = [shape_of(tensor) for tensor in (rotation.x, rotation.cos.source.tensor, rotation.sin.source.tensor)]
         shown = [f"({', '.join('?' if dim is None else str(dim) for dim in shape or ())})" for shape in shapes]
         raise NoRotation(
@@ -162,32 +170,68 @@ class _Search:
                 raise NoRotation(f"{_OP} does not compute in {dtype}")
         elif (reason := unsupported(DOMAIN, _OP, dtype, target)) is not None:
             raise NoRotation(reason)
-        heads = layout.dims[HEADS if layout.positions == POSITIONS else POSITIONS]
+        heads = layout.heads
         if not isinstance(heads, int) and (layout.positions != POSITIONS or rotation.rotated < rotation.size):
             raise NoRotation("the number of heads is not known")
 
     def _replace(self, graph: Any, site: _Site, emission: Emission) -> None:
         editor, root = self._session.editor, site.node
         emission.scope = scope_of(root)
-        make = emission.standard if self._session.target == "portable" else emission.contributed
-        result = make(site.rotation, site.layout, self._caches)
+        if site.rotation is None or site.layout is None:
+            result = widened(root, list(site.narrow), emission)
+        else:
+            make = emission.standard if self._session.target == "portable" else emission.contributed
+            result = make(site.rotation, site.layout, self._caches)
         nodes = emission.take()
         output, last = root.outputs[0], producer(result)
-        if None in (shape_of(output) or (None,)) and site.rotation.first == 0:
-            output.shape = list(shape_of(site.rotation.x) or ())
         editor.insert(nodes, at=root)
         feeders = [tensor.inputs[0] for tensor in root.inputs if tensor.inputs]
         editor.remove(root)
         editor.take_output(output, last)
         dead = [node for node in feeders if node.alive and not any(editor.is_used(tensor) for tensor in node.outputs)]
-        self._session.record(graph, [root, *editor.remove_with_dead_producers(dead)], nodes)
+        removed = [root, *self._without_moves_back(output), *editor.remove_with_dead_producers(dead)]
+        self._session.record(graph, removed, [node for node in nodes if node.alive])
+
+    def _without_moves_back(self, value: Any) -> list[Any]:
+        """Takes out what undoes the last Transpose or Reshape of the new nodes, and then these; returns the old nodes of it."""
+        editor, removed = self._session.editor, []
+        maker = producer(value)
+        while maker is not None and maker.op in ("Transpose", "Reshape"):
+            source = maker.inputs[0]
+            for user in editor.consumers(value):
+                back, same = user.outputs[0], self._moves.dims(user.outputs[0]) == self._moves.dims(source)
+                undone = maker.op == "Reshape" or attribute(user, "perm") == attribute(maker, "perm") == FIRST_TWO
+                if user.op == maker.op and same and undone and not domain_of(user) and not editor.is_graph_output(back):
+                    editor.redirect(back, source, user)
+                    editor.remove(user)
+                    removed.append(user)
+            if editor.is_used(value):
+                break
+            editor.remove(maker)
+            value, maker = source, producer(source)
+        return removed
 
 
 def _may_rotate(node: Any) -> bool:
     """Whether the node is a sum of two products, or the op itself."""
-    if domain_of(node):
+    if node.op == _OP:
+        return domain_of(node) in ("", DOMAIN)
+    if node.op not in ("Add", "Sub") or domain_of(node):
         return False
-    if node.op in ("Add", "Sub"):
-        makers = [producer(tensor) for tensor in node.inputs]
-        return all(maker is not None and maker.op == "Mul" for maker in makers)
-    return bool(node.op == _OP)
+    makers = [producer(tensor) for tensor in node.inputs]
+    return all(maker is not None and maker.op == "Mul" for maker in makers)
+
+
+def _may_end_one(node: Any) -> bool:
+    return node.op in _RESULTS and (not domain_of(node) or _may_rotate(node))
+
+
+def _require_known_heads(node: Any) -> None:
+    """Refuses what has the nodes of a rotation, where too little is known of the shapes to say more."""
+    shape = shape_of(node.outputs[0])
+    if shape is not None and (len(shape) != LEAD + 1 or isinstance(shape[-1], int)):
+        return
+    factors = [tensor for product in node.inputs for maker in product.inputs if maker.op == "Mul" for tensor in maker.inputs]
+    joins = [maker for tensor in factors for maker in tensor.inputs if maker.op == "Concat"]
+    if any(maker.op == "Neg" for join in joins for tensor in join.inputs for maker in tensor.inputs):
+        raise NoRotation("the number of axes of x is not known" if shape is None else "the size of a head is not known")

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from rewright.model.elements import make_constant, make_node, make_variable
-from rewright.model.facts import constant_of, dtype_of, infer_outputs, is_constant, producer, shape_of
+from rewright.model.facts import attribute, constant_of, dtype_of, infer_outputs, is_constant, producer, shape_of
 from rewright.model.names import Names
 from rewright.ops.microsoft import DOMAIN
 from rewright.passes.cleanup.dimensions import Size
@@ -17,17 +17,26 @@ from rewright.passes.rotary.rotation import Cache, Rotation
 from rewright.passes.rotary.terms import Terms
 
 _SLICE_HAS_INPUTS: Final = 10
+FIRST_TWO: Final = [1, 0, 2, 3]
 HEADS: Final = 1
 POSITIONS: Final = 2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the axes of the heads are: ``positions`` is 2 or 1; ``per_batch`` tells whether each row has its own caches."""
+    """Which axis of x the positions are, 2, 1 or 0; whether each element of the batch has caches of its own; the sizes of x.
+
+    (batch, heads, positions, elements), (batch, positions, heads, elements) or (positions, batch, heads, elements).
+    """
 
     positions: int
     per_batch: bool
     dims: tuple[Size, ...]
+
+    @property
+    def heads(self) -> Size:
+        """The number of heads."""
+        return self.dims[HEADS if self.positions == POSITIONS else POSITIONS]
 
 
 class Emission:
@@ -45,18 +54,23 @@ class Emission:
         return taken
 
     def make(self, op: str, inputs: list[Any], attributes: dict[str, Any], domain: str = "") -> Any:
-        """The output of such a node."""
+        """The output of such a node, the same one for the same inputs."""
         key = op, domain, tuple(map(id, inputs)), repr(sorted(attributes.items()))
         if key not in self._made:
-            name = self._names.fresh(f"{self.scope}/{op}" if self.scope else op)
-            output = make_variable(self._names.fresh(f"{name}_output_0"))
-            node = make_node(op, name, domain, list(inputs), [output])
-            node.attrs = dict(attributes)
-            if not domain:
-                infer_outputs(node, self._opset)
-            self.nodes.append(node)
-            self._made[key] = output, inputs  # the inputs too, so that no other value gets their identity
+            # With the inputs, so that no other value gets their identity.
+            self._made[key] = self.make_another(op, inputs, attributes, domain), inputs
         return self._made[key][0]
+
+    def make_another(self, op: str, inputs: list[Any], attributes: dict[str, Any], domain: str = "") -> Any:
+        """The output of a node of its own, as the one has to be that takes a value's place."""
+        name = self._names.fresh(f"{self.scope}/{op}" if self.scope else op)
+        output = make_variable(self._names.fresh(f"{name}_output_0"))
+        node = make_node(op, name, domain, list(inputs), [output])
+        node.attrs = dict(attributes)
+        if not domain:
+            infer_outputs(node, self._opset)
+        self.nodes.append(node)
+        return output
 
     def constant(self, array: Any) -> Any:
         """Such a constant."""
@@ -70,13 +84,14 @@ class Emission:
     def contributed(self, rotation: Rotation, layout: Layout, caches: Caches) -> Any:
         """The output of nodes with com.microsoft.RotaryEmbedding."""
         cos, sin = (self._rows(cache, caches) for cache in (rotation.cos, rotation.sin))
-        positions = self._positions(rotation.cos) if layout.per_batch else self.constant(np.zeros(1, np.int64))
+        positions = self._positions(rotation.cos, layout) if layout.per_batch else self.constant(np.zeros(1, np.int64))
         attributes = {"interleaved": int(rotation.interleaved)}
         return self._on_heads(rotation, layout, [positions, cos, sin], attributes, DOMAIN)
 
     def standard(self, rotation: Rotation, layout: Layout, caches: Caches) -> Any:
         """The output of nodes with ONNX's RotaryEmbedding, whose caches have a row for each element of the batch."""
-        batch = self.make("Shape", [rotation.x], {"start": 0, "end": 1})
+        axis = 1 if layout.positions == 0 else 0
+        batch = self.make("Shape", [rotation.x], {"start": axis, "end": axis + 1})
         tables = []
         for cache in (rotation.cos, rotation.sin):
             rows = self._rows(cache, caches)
@@ -92,23 +107,34 @@ class Emission:
 
     def _on_heads(self, rotation: Rotation, layout: Layout, operands: list[Any], attributes: dict[str, Any], domain: str) -> Any:
         """The op on (batch, heads, positions, elements), or on (batch, positions, heads * elements) between two Reshapes."""
-        x, size = rotation.x, rotation.size
-        whole = rotation.first == 0 and shape_of(x)[-1] == size  # type: ignore[index]
-        heads = layout.dims[HEADS if layout.positions == POSITIONS else POSITIONS]
+        x, size, heads = rotation.x, rotation.size, layout.heads
         if rotation.rotated < size:
             attributes |= {"rotary_embedding_dim": rotation.rotated, "num_heads": heads}
-        if not whole:
+        if rotation.first or shape_of(x)[-1] != size:  # type: ignore[index]
             x = self._slice(x, rotation.first, rotation.first + size)
         if layout.positions == POSITIONS:
-            return self.make("RotaryEmbedding", [x, *operands], attributes, domain)
-        width = int(heads) * size  # type: ignore[arg-type]
+            return self.make_another("RotaryEmbedding", [x, *operands], attributes, domain)
+        if layout.positions == 0:
+            x = self._transposed(x)
+        flat = self._flat(x, int(heads) * size)  # type: ignore[arg-type]
+        turned = self.make_another("RotaryEmbedding", [flat, *operands], attributes | {"num_heads": heads}, domain)
+        turned.dtype, turned.shape = dtype_of(flat), list(shape_of(flat) or ()) or None
+        result = self.make_another("Reshape", [turned, self.constant(np.array([0, 0, heads, size]))], {})
+        return self.make_another("Transpose", [result], {"perm": FIRST_TWO}) if layout.positions == 0 else result
+
+    def _flat(self, x: Any, width: int) -> Any:
+        """(batch, positions, heads * elements), which is often what x was made of."""
+        maker, wanted = producer(x), (*(shape_of(x) or ())[:2], width)
+        if maker is not None and maker.op == "Reshape" and shape_of(maker.inputs[0]) == wanted and None not in wanted:
+            return maker.inputs[0]
+        return self.make("Reshape", [x, self.constant(np.array([0, 0, width]))], {})
+
+    def _transposed(self, x: Any) -> Any:
+        """x with its first two axes exchanged."""
         maker = producer(x)
-        flat = maker.inputs[0] if whole and maker is not None and maker.op == "Reshape" else None
-        if flat is None or shape_of(flat) is None or shape_of(flat) != (*(shape_of(x) or ())[:2], width):
-            flat = self.make("Reshape", [x, self.constant(np.array([0, 0, width]))], {})
-        turned = self.make("RotaryEmbedding", [flat, *operands], attributes | {"num_heads": heads}, domain)
-        turned.dtype, turned.shape = dtype_of(x), [*(shape_of(x) or ())[:2], width]
-        return self.make("Reshape", [turned, self.constant(np.array([0, 0, heads, size]))], {})
+        if maker is not None and maker.op == "Transpose" and attribute(maker, "perm") == FIRST_TWO:
+            return maker.inputs[0]
+        return self.make("Transpose", [x], {"perm": FIRST_TWO})
 
     def _slice(self, x: Any, start: int, end: int) -> Any:
         if self._opset < _SLICE_HAS_INPUTS:
@@ -129,18 +155,11 @@ class Emission:
         source = cache.source.tensor
         return caches.picked(source, Terms.count(source), cache.elements, self.make, self.constant)
 
-    def _positions(self, cache: Cache) -> Any:
+    def _positions(self, cache: Cache, layout: Layout) -> Any:
         """(batch, positions): 0, 1, 2, ... through all the rows of the caches."""
-        source = cache.source.tensor
-        axes = [0, 1] if cache.source.by_position else self._batch_and_positions(source)
-        shape = self.make("Gather", [self.make("Shape", [source], {}), self.constant(np.array(axes))], {"axis": 0})
+        axes = [0, 1 if cache.source.by_position else layout.positions]
+        whole = self.make("Shape", [cache.source.tensor], {})
+        shape = self.make("Gather", [whole, self.constant(np.array(axes))], {"axis": 0})
         count = self.make("ReduceProd", [shape], {"keepdims": 0})
         zero, one = self.constant(np.array(0)), self.constant(np.array(1))
         return self.make("Reshape", [self.make("Range", [zero, count, one], {}), shape], {})
-
-    @staticmethod
-    def _batch_and_positions(source: Any) -> list[int]:
-        """The axes of the batch and of the positions: of the three before the elements, the first and that which is not 1."""
-        shape = shape_of(source) or ()
-        lead = len(shape) - Terms.count(source)
-        return [lead - 3, lead - 1 if shape[lead - 2] == 1 else lead - 2]
