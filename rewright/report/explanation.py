@@ -41,7 +41,9 @@ def _print_fates(kind: str, fates: Sequence[Fate], console: Console) -> None:
     if not fates:
         return
     fused = sum(fate.outcome == "became" for fate in fates)
-    console.print(Text(kind, "bold").append(f"  {fused} of {_count(len(fates), 'node')} fused", "not bold"))
+    whole = sum(map(wording.is_one_op_already, fates))
+    already = f", {whole} one op already" if whole else ""
+    console.print(Text(kind, "bold").append(f"  {fused} of {_count(len(fates), 'node')} fused{already}", "not bold"))
     for fate in fates:
         style = {"became": "green", "left": "yellow", "removed": "dim"}[fate.outcome]
         line = Text(f"  {printable(fate.node)} ").append(f"({fate.op}) ", "dim").append(printable(wording.fate(fate)), style)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto
+from onnx import NodeProto, TensorProto
 
 from rewright.model.carrier import Model, all_graphs
 from rewright.report.model import Fate, FateKind, PassReport, SiteReport
@@ -94,31 +94,31 @@ def _heir(kind: FateKind, ops: Sequence[str]) -> int | None:
 def _anchors(model: Model) -> Iterator[tuple[FateKind, NodeProto, str]]:
     for graph in all_graphs(model.proto):
         producers = {name: node for node in graph.node for name in node.output}
+        constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             kind = _KINDS.get(node.op_type) if node.domain in ("", "ai.onnx", "com.microsoft") else None
-            if kind is None and node.op_type == "ReduceMean" and _is_square(producers.get(node.input[0]), graph, producers):
+            if kind is None and node.op_type == "ReduceMean" and _is_square(producers.get(node.input[0]), constants, producers):
                 kind = "normalisation"
             if kind is not None:
                 yield kind, node, graph.name
 
 
-def _is_square(node: NodeProto | None, graph: GraphProto, producers: dict[str, NodeProto]) -> bool:
-    """Whether the node is x * x or x to the power of 2."""
+def _is_square(node: NodeProto | None, constants: dict[str, TensorProto], producers: dict[str, NodeProto]) -> bool:
+    """Whether the node is x * x, or x to the power of 2 (or of what is not at hand)."""
     if node is None or len(node.input) != 2:
         return False
     if node.op_type == "Mul":
         return node.input[0] == node.input[1]
-    return node.op_type == "Pow" and _exponent(node.input[1], graph, producers) in (2.0, None)
+    return node.op_type == "Pow" and _exponent(node.input[1], constants, producers) in (2.0, None)
 
 
-def _exponent(name: str, graph: GraphProto, producers: dict[str, NodeProto]) -> float | None:
+def _exponent(name: str, constants: dict[str, TensorProto], producers: dict[str, NodeProto]) -> float | None:
     """The only element of a constant, or None where it is not at hand."""
-    constant = producers.get(name)
-    held = [item.t for item in constant.attribute if item.name == "value"] if constant is not None else []
-    held += [tensor for tensor in graph.initializer if tensor.name == name]
-    if not held or held[0].data_location == onnx.TensorProto.EXTERNAL or int(np.prod(held[0].dims)) != 1:
+    node = producers.get(name)
+    held = constants.get(name) or next((item.t for item in node.attribute if item.name == "value") if node else iter(()), None)
+    if held is None or held.data_location == TensorProto.EXTERNAL or math.prod(held.dims) != 1:
         return None
-    return float(onnx.numpy_helper.to_array(held[0]).reshape(-1)[0])
+    return float(onnx.numpy_helper.to_array(held).reshape(-1)[0])
 
 
 def _label(node: NodeProto) -> str:

@@ -18,6 +18,9 @@ VERDICTS = {
     "unverified": "Unverified: the numbers were not compared.",
 }
 
+_PARTS = frozenset(("Softmax", "ReduceMean", "Erf", "Tanh", "Sigmoid"))
+"""Ops that are left of a computation which is written in several; the others that a fate is of compute the whole."""
+
 UNSPECIFIC = "completes the pattern around it"
 """Part of the reason of a pattern pass for a node that is in none of its patterns."""
 
@@ -113,7 +116,14 @@ def fate(fate: Fate) -> str:
         return f"went{by}"
     if UNSPECIFIC in fate.reason:
         return f"left: {fate.reason.partition(':')[0]} finds none of its formulas around it"
+    if is_one_op_already(fate):
+        return "left: it is one op already"
     return f"left: {fate.reason or 'no pass of the chain is about it'}"
+
+
+def is_one_op_already(fate: Fate) -> bool:
+    """Whether the node is left because the model had the fused op from the start."""
+    return fate.outcome == "left" and not fate.reason and fate.op not in _PARTS
 
 
 def kept_sites(record: PassReport) -> int:
