@@ -60,7 +60,7 @@ def test_the_json_report_has_the_documented_keys(command_line, tmp_path):
         "model"
     ].keys()
     assert report["model"]["nodes_after"] < report["model"]["nodes_before"]
-    assert report["model"]["ops_after"]["com.microsoft::SkipLayerNormalization"] == 4
+    assert report["model"]["ops_after"]["com.microsoft::SkipLayerNormalization"] == 5
     assert {"versions", "providers", "cpu", "plugins"} <= report["environment"].keys()
     assert {"name", "distribution", "version"} <= report["environment"]["plugins"][0].keys()
     assert report["chain"].startswith("inline-functions, constant-folding, ")

@@ -265,9 +265,7 @@ def test_token_types_that_the_export_left_out_go_into_the_position_table(segment
 
 def test_token_types_that_are_gathered_from_zeros():
     """What transformers does from 4.57 on."""
-    text = model(
-        segment="q = GatherElements<axis = 1>(zeros, of_zeros)\n s = Gather(types, q)", inputs=", int64[1, S] of_zeros"
-    )
+    text = model(segment="q = GatherElements<axis = 1>(zeros, of_zeros)\n s = Gather(types, q)", inputs=", int64[1, S] of_zeros")
     node, _ = assert_fused(text, ["Cast", "EmbedLayerNormalization"])
     assert "segment" not in given_inputs(node)
 
@@ -385,6 +383,30 @@ def test_targets_and_dtypes_without_kernel():
     session, after = run_pass(EmbedLayerNorm(), half, "cuda")
     assert len(session.sites) == 1
     assert "EmbedLayerNormalization" in ops(after)
+
+
+def test_a_body_that_reads_ids_and_lookups_from_outside():
+    branch = f"""r = Range(z, number, o)
+        p = Gather(places, r)
+        sum = Add(w, p)
+        {NORM.replace("y =", "inner =")}"""
+    text = model(
+        position=f"""{POSITION}
+        c = Greater(number, o)
+        y = If(c) <
+            then_branch = t () => (float[B, S, 8] inner) {{ {branch} }},
+            else_branch = e () => (float[B, S, 8] other) {{ other = Identity(w) }}>""",
+        segment="",
+        total="",
+        norm="",
+    )
+    before = read(text)
+    session, after = run_pass(EmbedLayerNorm(), before)
+    assert len(session.sites) == 1, session.rejections
+    assert "EmbedLayerNormalization" not in ops(after)
+    assert after.op_counts()["com.microsoft::EmbedLayerNormalization"] == 1
+    for batch, length in ((1, 1), (3, 5)):
+        parity(before, after, feeds_of(before.proto, batch, length), rtol=1e-5, atol=1e-5)
 
 
 def test_layer_norms_without_lookups_are_no_near_misses():
