@@ -39,7 +39,8 @@ class RotaryEmbedding(GraphPass):
        from how these are made (Concat of a value with itself, repeated elements) or from the numbers of a constant. Cos and Sin
        are then computed for one half only, once for all rotations that share them.
     3. Caches that are the same for the whole batch are read from position 0 on, which is right for any batch. Caches with a row
-       for each element of the batch are laid end to end, and the positions count through them.
+       for each element of the batch are laid end to end, and the positions count through them (for a batch of 0 the kernel
+       then refuses to run: it wants as many rows as there are positions).
     4. Axes: (batch, heads, positions, elements) or (batch, positions, heads, elements). The lengths of x and of the caches must
        be known to agree, by number or by symbol; so must the number of elements of a head.
     5. ONNX RotaryEmbedding whose caches have one row for a batch of several, as exporters write it, runs for a batch of 1 only.
@@ -228,10 +229,12 @@ def _may_end_one(node: Any) -> bool:
 
 def _require_known_heads(node: Any) -> None:
     """Refuses what has the nodes of a rotation, where too little is known of the shapes to say more."""
-    shape = shape_of(node.outputs[0])
-    if shape is not None and (len(shape) != LEAD + 1 or isinstance(shape[-1], int)):
-        return
     factors = [tensor for product in node.inputs for maker in product.inputs if maker.op == "Mul" for tensor in maker.inputs]
     joins = [maker for tensor in factors for maker in tensor.inputs if maker.op == "Concat"]
-    if any(maker.op == "Neg" for join in joins for tensor in join.inputs for maker in tensor.inputs):
-        raise NoRotation("the number of axes of x is not known" if shape is None else "the size of a head is not known")
+    if not any(maker.op == "Neg" for join in joins for tensor in join.inputs for maker in tensor.inputs):
+        return
+    shapes = [shape_of(tensor) for tensor in factors]
+    if None in shapes:
+        raise NoRotation("the number of axes of x is not known")
+    if not all(isinstance(shape[-1], int) for shape in shapes if shape):
+        raise NoRotation("the size of a head is not known")

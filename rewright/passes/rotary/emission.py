@@ -17,6 +17,7 @@ from rewright.passes.rotary.rotation import Cache, Rotation
 from rewright.passes.rotary.terms import Terms
 
 _SLICE_HAS_INPUTS: Final = 10
+_RESHAPE_HAS_ALLOWZERO: Final = 14
 FIRST_TWO: Final = [1, 0, 2, 3]
 HEADS: Final = 1
 POSITIONS: Final = 2
@@ -84,7 +85,11 @@ class Emission:
     def contributed(self, rotation: Rotation, layout: Layout, caches: Caches) -> Any:
         """The output of nodes with com.microsoft.RotaryEmbedding."""
         cos, sin = (self._rows(cache, caches) for cache in (rotation.cos, rotation.sin))
-        positions = self._positions(rotation.cos, layout) if layout.per_batch else self.constant(np.zeros(1, np.int64))
+        positions = (
+            self._positions(rotation.cos, layout, self._picked(rotation.cos, caches))
+            if layout.per_batch
+            else self.constant(np.zeros(1, np.int64))
+        )
         attributes = {"interleaved": int(rotation.interleaved)}
         return self._on_heads(rotation, layout, [positions, cos, sin], attributes, DOMAIN)
 
@@ -155,11 +160,17 @@ class Emission:
         source = cache.source.tensor
         return caches.picked(source, Terms.count(source), cache.elements, self.make, self.constant)
 
-    def _positions(self, cache: Cache, layout: Layout) -> Any:
+    def _positions(self, cache: Cache, layout: Layout, picked: Any) -> Any:
         """(batch, positions): 0, 1, 2, ... through all the rows of the caches."""
         axes = [0, 1 if cache.source.by_position else layout.positions]
-        whole = self.make("Shape", [cache.source.tensor], {})
+        rank = len(shape_of(picked) or ())
+        if rank == 3:  # the axis of the heads came later
+            source, axes = picked, [0, 1]
+        else:
+            source = cache.source.tensor
+        whole = self.make("Shape", [source], {})
         shape = self.make("Gather", [whole, self.constant(np.array(axes))], {"axis": 0})
         count = self.make("ReduceProd", [shape], {"keepdims": 0})
         zero, one = self.constant(np.array(0)), self.constant(np.array(1))
-        return self.make("Reshape", [self.make("Range", [zero, count, one], {}), shape], {})
+        literally = {"allowzero": 1} if self._opset >= _RESHAPE_HAS_ALLOWZERO else {}
+        return self.make("Reshape", [self.make("Range", [zero, count, one], {}), shape], literally)
