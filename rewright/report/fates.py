@@ -72,23 +72,26 @@ def _follow(record: PassReport, site: SiteReport, current: dict[str, list[Fate]]
     """Moves what the site removed to the name of what it became."""
     moved = [fate for name in site.removed for fate in current.pop(name, ())]
     for fate in moved:
-        place = _heir(fate.kind, site.ops_added)
+        places = _heirs(fate.kind, site.ops_added)
         fate.passes.append(record.name)
         told[id(fate)].clear()
-        if place is None:
+        if not places:
             fate.outcome, fate.became, fate.name = "removed", "", ""
             continue
-        fate.became, fate.name = site.ops_added[place], site.added[place]
+        ops = dict.fromkeys(site.ops_added[place] for place in places)
+        fate.became = " or ".join(ops)
         fate.outcome = "left" if fate.became == fate.op else "became"
-        current[fate.name].append(fate)
+        # A backend that changes a whole model at once does not say which of its nodes stands for which.
+        fate.name = site.added[places[0]] if len(places) == 1 else ""
+        if fate.name:
+            current[fate.name].append(fate)
 
 
-def _heir(kind: FateKind, ops: Sequence[str]) -> int | None:
-    """The place of the op that carries on: one that looks like the kind, is of the kind, or else is no standard op."""
+def _heirs(kind: FateKind, ops: Sequence[str]) -> list[int]:
+    """The places of the ops that carry on: those that look like the kind, are of the kind, or else are no standard ops."""
     signed = [place for place, op in enumerate(ops) if any(sign in op for sign in _SIGNS[kind])]
     alike = [place for place, op in enumerate(ops) if _KINDS.get(op.rpartition("::")[2]) == kind]
-    fused = [place for place, op in enumerate(ops) if "::" in op]
-    return next((places[-1] for places in (signed, alike, fused) if places), None)
+    return signed or alike or [place for place, op in enumerate(ops) if "::" in op]
 
 
 def _anchors(model: Model) -> Iterator[tuple[FateKind, NodeProto, str]]:

@@ -111,7 +111,8 @@ def fate(fate: Fate) -> str:
     """What became of a node, or why it is left, in a clause."""
     by = f" ({', '.join(dict.fromkeys(fate.passes))})" if fate.passes else ""
     if fate.outcome == "became":
-        return f"became {fate.became.replace('::', '.')} '{fate.name}'{by}"
+        named = f" '{fate.name}'" if fate.name else ""
+        return f"became {fate.became.replace('::', '.')}{named}{by}"
     if fate.outcome == "removed":
         return f"went{by}"
     if UNSPECIFIC in fate.reason:

@@ -79,6 +79,12 @@ def test_of_several_new_ops_the_one_of_the_kind_stands_for_the_node():
     assert (fate.became, fate.name) == ("com.microsoft::MultiHeadAttention", "a")
 
 
+def test_a_site_that_changes_the_whole_model_does_not_say_which_node_stands_for_which():
+    ops = ["com.microsoft::Gelu", "com.microsoft::BiasGelu", "com.microsoft::BiasGelu"]
+    fate = found(record("ort-session", site(["erf"], ["a", "b", "c"], ops)))["erf"]
+    assert worded(fate) == "became com.microsoft.Gelu or com.microsoft.BiasGelu (ort-session)"
+
+
 def test_the_reason_is_the_first_specific_one_and_follows_new_names():
     vague = record("one", softmax="no MatMul completes the pattern around it")
     fate = found(vague, record("two", softmax="the scale is not constant"), record("three", softmax="later"))["softmax"]

@@ -89,7 +89,7 @@ class Positions(ShapeSweep):
             limit, name = before[axis], after[axis]
             if not isinstance(start, int) or not isinstance(limit, int) or not 0 <= start < limit - 1 or step != 1:
                 continue
-            if end is not None and not isinstance(end, int) and not isinstance(name, int):
+            if end is not None and not isinstance(end, int) and end.is_not_negative and not isinstance(name, int):
                 length = dimensions.add(end, start, -1)
                 if length is not None:
                     self._bounds[name] = length
@@ -154,9 +154,7 @@ class Positions(ShapeSweep):
         if start is None or limit is None or delta != 1:
             return None
         length = dimensions.add(limit, start, -1)
-        if length is None or not (length >= 0 if isinstance(length, int) else length.is_not_negative):
-            return None
-        return Run(start, length, True)
+        return Run(start, length, True) if length is not None and _is_not_negative(length) else None
 
     def _scalar(self, tensor: Any) -> Item:
         held = self.values.of(tensor) if tensor.name else None
@@ -205,7 +203,7 @@ class Positions(ShapeSweep):
         if any(step != 1 for _, _, step in ranges.values()):
             return None
         first, end, _ = ranges.get(len(dims) - 1, (0, found.length, 1))
-        if not isinstance(first, int) or first < 0 or end is None or (isinstance(end, int) and end < 0):
+        if not isinstance(first, int) or first < 0 or end is None or not _is_not_negative(end):
             return None
         start = dimensions.add(found.start, first)
         if reaches(end, found.length):
@@ -216,6 +214,10 @@ class Positions(ShapeSweep):
         if start is None or length is None or (isinstance(length, int) and length < 0):
             return None
         return Run(start, length, found.is_one_row)
+
+
+def _is_not_negative(size: Size) -> bool:
+    return size >= 0 if isinstance(size, int) else size.is_not_negative
 
 
 def _is_whole(node: Any) -> bool:
