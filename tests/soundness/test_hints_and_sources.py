@@ -3,7 +3,7 @@
 import onnx
 import pytest
 from blocks import Block
-from judging import assert_block_equal, fused_block, optimized
+from judging import assert_block_equal, assert_settled, fused_block, optimized
 
 import rewright
 
@@ -19,6 +19,11 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_parity(name):
     assert_block_equal(ROWS[name][0])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_second_run_changes_nothing(name):
+    assert_settled(fused_block(ROWS[name][0]))
 
 
 @pytest.mark.parametrize(
