@@ -7,6 +7,7 @@ shape inference sees through a lowered op.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +23,20 @@ _NUM_OUTPUTS_SINCE: Final = 18
 
 
 class AttentionBuilder(BodyBuilder):
-    """A body builder that knows attention. B batch, S queries, T keys, N heads, H head size; dimensions are vectors of one."""
+    """A body builder that knows attention. B batch, S queries, T keys, N heads, H head size; dimensions are vectors of one.
+
+    The same op on the same values is made once: shape arithmetic would repeat itself otherwise.
+    """
+
+    def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
+        key = (op, inputs, repr(attributes))
+        if key not in self._made:
+            self._made[key] = super().__call__(op, *inputs, **attributes)
+        return self._made[key]
+
+    @cached_property
+    def _made(self) -> dict[tuple[Any, ...], str]:
+        return {}
 
     def given(self, name: str) -> bool:
         """Whether the node has this optional input."""

@@ -58,6 +58,7 @@ class _Lowering:
         self._target = target
         self._every = every
         self._taken = {function.name for function in proto.functions}
+        self._by_key: dict[tuple[object, ...], FunctionProto | None] = {}
         self.functions: dict[bytes, FunctionProto] = {}
 
     def graph(self, graph: GraphProto) -> None:
@@ -73,21 +74,35 @@ class _Lowering:
         return self._every or unsupported(normal_domain(node.domain), node.op_type, dtype, self._target) is not None
 
     def _call(self, node: NodeProto, contract: OpContract, elem_type: int) -> None:
-        body = contract.body(node, self._opset, elem_type) if _described(node, contract) else None
-        if body is None:
-            return
-        key = body.SerializeToString(deterministic=True)
-        function = self.functions.get(key)
+        key = _specialisation(node, contract, elem_type)
+        if key not in self._by_key:
+            self._by_key[key] = self._function(node, contract, elem_type)
+        function = self._by_key[key]
         if function is None:
-            numbered = (f"{contract.op}_{number}" for number in count(len(self.functions)))
-            body.domain, body.name = LOWERED_DOMAIN, next(name for name in numbered if name not in self._taken)
-            self._taken.add(body.name)
-            function = self.functions[key] = body
+            return
         given = [name for name in node.input if name], [name for name in node.output if name]
         del node.attribute[:], node.input[:], node.output[:]
         node.input.extend(given[0])
         node.output.extend(given[1])
         node.domain, node.op_type = function.domain, function.name
+
+    def _function(self, node: NodeProto, contract: OpContract, elem_type: int) -> FunctionProto | None:
+        body = contract.body(node, self._opset, elem_type) if _described(node, contract) else None
+        if body is None:
+            return None
+        same = body.SerializeToString(deterministic=True)
+        if same not in self.functions:
+            numbered = (f"{contract.op}_{number}" for number in count(len(self.functions)))
+            body.domain, body.name = LOWERED_DOMAIN, next(name for name in numbered if name not in self._taken)
+            self._taken.add(body.name)
+            self.functions[same] = body
+        return self.functions[same]
+
+
+def _specialisation(node: NodeProto, contract: OpContract, elem_type: int) -> tuple[object, ...]:
+    """All that a body can depend on: nodes that agree in it share one."""
+    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+    return contract.domain, contract.op, elem_type, *map(bool, node.input), "outputs", *map(bool, node.output), *attributes
 
 
 def _contract(node: NodeProto) -> OpContract | None:
