@@ -24,6 +24,7 @@ Mask = Literal["auto", "raw", "bias"]
 
 def multi_head(writer: Writer, mask: Mask) -> Value:
     """com.microsoft.MultiHeadAttention over (batch, sequence, heads x size) inputs."""
+    _check_uncapped(writer)
     attention, roles = writer.attention, writer.attention.roles
     wanted = (
         (roles.batch, roles.rows, roles.heads + roles.size),
@@ -74,6 +75,7 @@ def _heads_first(writer: Writer, keys: Place, values: Place, wanted: tuple[Layou
 
 def packed(writer: Writer, mask: Mask) -> Value:
     """com.microsoft.Attention over the value that queries, keys and values are projected from."""
+    _check_uncapped(writer)
     attention, roles = writer.attention, writer.attention.roles
     row, column = (roles.batch, roles.rows), (roles.batch, roles.columns)
     found = (
@@ -104,6 +106,13 @@ def packed(writer: Writer, mask: Mask) -> Value:
         mask_filter_value=None if padded is None else padded.filtered,
     )
     return _finished(writer, made, source, widths[2], added)
+
+
+def _check_uncapped(writer: Writer) -> None:
+    scores = writer.attention.scores
+    if scores.softcap is not None:
+        reason = f"the scores have a soft cap ({scores.softcap:g}), which the op does not have"
+        raise Unproven(reason, writer.attention.softmax)
 
 
 def _finished(writer: Writer, made: Value, rows: Value, width: int | None, added: Value | None) -> Value:

@@ -44,7 +44,8 @@ class Term:
 class Scores:
     """The input of a softmax, explained: ``scale * product``, times the constants ``factors``, then ``terms`` in order.
 
-    ``shifts`` are nodes that take the highest score of each row, which is then subtracted: no softmax notices.
+    With a ``softcap`` c, ``c * tanh(scale * product / c)`` takes the place of ``scale * product``. ``shifts`` are nodes that take the
+    highest score of each row, which is then subtracted: no softmax notices.
     """
 
     product: Product
@@ -53,6 +54,7 @@ class Scores:
     interior: tuple[Any, ...] = ()
     factors: tuple[Term, ...] = ()
     shifts: tuple[Any, ...] = ()
+    softcap: float | None = None
 
 
 def explained(axes: Axes, tensor: Any, layout: Layout) -> Iterator[Scores]:
@@ -108,7 +110,15 @@ class _Walk:
         elif node.op == "Cast" and _is_float(node.inputs[0]) and _is_float(tensor):
             yield from self._through(node.inputs[0], layout, depth, ())
         elif node.op == "Tanh":
-            self._failed(Unproven("the scores pass a Tanh (a soft cap), which the fused op does not have", node), depth)
+            yield from self._capped(node, layout, depth)
+
+    def _capped(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
+        """tanh(a x) is the soft cap 1 of a x; what it is multiplied by afterwards makes it the cap of a times that."""
+        for scores in self._through(node.inputs[0], layout, depth, ()):
+            if scores.terms or scores.softcap is not None:
+                self._failed(Unproven("something is added to the scores before their soft cap", node), depth + _LONGEST)
+                continue
+            yield replace(scores, softcap=1.0)
 
     def _through(self, operand: Any, layout: Layout, depth: int, terms: tuple[Term, ...]) -> Iterator[Scores]:
         for scores in self.above(operand, broadcast(layout, operand), depth + 1):
@@ -142,7 +152,7 @@ class _Walk:
             factor = scalar(other)
             if factor is None and node.op == "Mul" and is_constant(other) and is_small_constant(other, _MOST_FACTORS):
                 for scores in self._through(operand, layout, depth, ()):
-                    if not scores.terms:
+                    if not scores.terms and scores.softcap is None:
                         held = Term("multiply", node, other, broadcast(layout, other))
                         yield replace(scores, factors=(*scores.factors, held))
                 continue
@@ -160,7 +170,8 @@ class _Walk:
                 continue
             for scores in self._through(operand, layout, depth, ()):
                 terms = _multiplied(scores.terms, Term("multiply", node, number=factor))
-                yield replace(scores, scale=scores.scale * factor, terms=terms)
+                softcap = None if scores.softcap is None else scores.softcap * factor
+                yield replace(scores, scale=scores.scale * factor, terms=terms, softcap=softcap)
 
     def _selected(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
         condition, chosen, otherwise = node.inputs

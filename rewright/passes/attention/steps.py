@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+import numpy as np
+
 from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, constant_of, is_small_constant
 from rewright.passes.attention.axes import Atom, Axes, Axis, Layout, Unproven, length, number, size_of, sizes_of
@@ -12,6 +14,7 @@ from rewright.passes.cleanup.dimensions import Size
 
 _REGROUPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _COPYING = ("Identity", "Dropout")
+_MOST_REPEATED: Final = 1 << 10
 
 
 def upwards(axes: Axes, node: Any, output: Any, layout: Layout) -> tuple[Any, Layout] | None:
@@ -35,7 +38,9 @@ def upwards(axes: Axes, node: Any, output: Any, layout: Layout) -> tuple[Any, La
     if node.op == "Expand":
         return data, broadcast(layout, data)
     if node.op == "Gather":
-        return _picked(node, layout)
+        return _picked(node, layout) or _repeated(axes, node, layout)
+    if node.op == "Tile" or node.op == "Concat":
+        return _tiled(axes, node, layout)
     if node.op == "Split":
         return _split(node, output, layout)
     if node.op == "Slice":
@@ -112,6 +117,49 @@ def _picked(node: Any, layout: Layout) -> tuple[Any, Layout] | None:
     pick = int(chosen) % whole
     middle: Axis = (Atom(whole, pick),) if whole != 1 else ()
     return data, (*layout[:axis], middle, *layout[axis:])
+
+
+def _repeated(axes: Axes, node: Any, layout: Layout) -> tuple[Any, Layout] | None:
+    """Gather of all elements of an axis, each several times: one after the other (0, 0, 1, 1) or in turns (0, 1, 0, 1)."""
+    data, index = node.inputs[0], node.inputs[1]
+    chosen = constant_of(index) if is_small_constant(index, _MOST_REPEATED) else None
+    sizes = sizes_of(data)
+    axis = int(attribute(node, "axis", 0)) % len(sizes)
+    whole = sizes[axis]
+    if chosen is None or chosen.ndim != 1 or not isinstance(whole, int) or not whole or len(chosen) % whole:
+        return None
+    times = len(chosen) // whole
+    held = np.where(chosen < 0, chosen + whole, chosen)
+    if np.array_equal(held, np.repeat(np.arange(whole), times)):
+        return data, _without(axes, layout, axis, (whole, times), 1, node)
+    if np.array_equal(held, np.tile(np.arange(whole), times)):
+        return data, _without(axes, layout, axis, (times, whole), 0, node)
+    return None
+
+
+def _tiled(axes: Axes, node: Any, layout: Layout) -> tuple[Any, Layout] | None:
+    """Tile by constants, or Concat of one value with itself."""
+    data = node.inputs[0]
+    if node.op == "Concat":
+        if any(tensor is not data for tensor in node.inputs):
+            return None
+        repeats = [1] * len(layout)
+        repeats[int(attribute(node, "axis", 0)) % len(layout)] = len(node.inputs)
+    else:
+        given = constant_of(node.inputs[1]) if is_small_constant(node.inputs[1], len(layout)) else None
+        if given is None or len(given) != len(layout):
+            return None
+        repeats = [int(times) for times in given]
+    for axis, (size, times) in enumerate(zip(sizes_of(data), repeats, strict=True)):
+        if times != 1:
+            layout = _without(axes, layout, axis, (times, size), 0, node)
+    return data, layout
+
+
+def _without(axes: Axes, layout: Layout, axis: int, sizes: tuple[Size, Size], dropped: int, where: Any) -> Layout:
+    """The layout with an axis of the two given lengths, of which one only repeats the other."""
+    parts = axes.regroup((layout[axis],), sizes, where)
+    return (*layout[:axis], parts[1 - dropped], *layout[axis + 1 :])
 
 
 def _split(node: Any, output: Any, layout: Layout) -> tuple[Any, Layout] | None:
