@@ -41,11 +41,10 @@ class EmbedLayerNorm(GraphPass):
        replaced by its sum, and the op then needs neither segment ids nor a value that only its shape matters of.
     5. Refused: summands that are none of these (a fourth embedding, a scaled one, an earlier layer's output), tables that are not
        constant, shapes that are not proven, a mean or deviation that is used, a dtype without kernel.
-    6. What the op asks of ids is an error at run time, never another number: Gather counts negative ids from the end, the CPU
-       kernel fails on them.
+    6. Assumed, because no export can prove it of its inputs: ids are not negative. Gather counts such ids from the end; the CPU
+       kernel of the op fails on them, and that of CUDA does not look.
 
-    Not in a level: ask for it after ``O2``. It saves nodes and memory; ONNX Runtime's CPU kernel takes a third longer than the
-    lookups and the normalisation by themselves, a small part of a model's time. ``mask_index`` is not produced.
+    Not in a level: ask for it after ``O2``. It saves nodes; ONNX Runtime's CPU kernel takes a third longer than the lookups and the normalisation by themselves, a small part of a model's time. ``mask_index`` is not produced.
     Source: ONNX Runtime contrib operator EmbedLayerNormalization; Devlin et al., "BERT".
     """
 
