@@ -44,7 +44,8 @@ class EmbedLayerNorm(GraphPass):
     6. Assumed, because no export can prove it of its inputs: ids are not negative. Gather counts such ids from the end; the CPU
        kernel of the op fails on them, and that of CUDA does not look.
 
-    Not in a level: ask for it after ``O2``. It saves nodes; ONNX Runtime's CPU kernel takes a third longer than the lookups and the normalisation by themselves, a small part of a model's time. ``mask_index`` is not produced.
+    Not in a level: ask for it after ``O2``. It saves nodes; ONNX Runtime's CPU kernel takes a third longer than the lookups and
+    the normalisation by themselves, a small part of a model's time. ``mask_index`` is not produced.
     Source: ONNX Runtime contrib operator EmbedLayerNormalization; Devlin et al., "BERT".
     """
 
