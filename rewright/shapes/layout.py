@@ -11,9 +11,6 @@ from rewright.shapes.items import Item
 from rewright.shapes.rule import Dims, Known, Rule
 from rewright.shapes.values import taken
 
-_TO_THE_END: Final = 2**31 - 1
-"""The operator's documentation asks for INT_MAX where a Slice runs to the end of a dimension of unknown size."""
-
 _AXES_ARE_INPUTS: Final = 13
 _SLICE_HAS_INPUTS: Final = 10
 _SPLIT_HAS_INPUTS: Final = 13
@@ -38,25 +35,24 @@ def _reshape(known: Known, node: Any) -> list[Dims | None] | None:
     if target is None or not target.is_vector:
         return None
     copies = not attribute(node, "allowzero", 0)
-    sizes = [
-        (dims[index] if dims is not None and index < len(dims) else None) if item == 0 and copies else item
-        for index, item in enumerate(target.items)
-    ]
-    if dims is None:
-        return [[None if size == -1 else size for size in sizes]]
-    places = [index for index, size in enumerate(sizes) if size is None or size == -1 or not terms.never_negative(size)]
-    if len(places) == 1:
-        # What remains: also for an entry that is not known, because the number of elements stays.
-        whole = dimensions.product(dims)
-        rest = dimensions.product([size for size in sizes if size is not None and terms.never_negative(size)])
-        sizes[places[0]] = _remaining(whole, rest)
+    sizes: Dims = []
+    open_places: list[int] = []
+    for index, item in enumerate(target.items):
+        if item == 0 and copies:
+            sizes.append(dims[index] if dims is not None and index < len(dims) else None)
+        elif item is not None and item != -1 and known.is_dimension(item):
+            sizes.append(item)
+        else:
+            sizes.append(None)
+            open_places.append(index)
+    if dims is None or None in (held for index, held in enumerate(sizes) if index not in open_places):
         return [sizes]
-    for place in places:
-        sizes[place] = None
-    if not places:
-        whole, rest = dimensions.product(dims), dimensions.product([size for size in sizes if size is not None])
-        if whole is not None and rest is not None:
-            known.equal(whole, rest)
+    whole, rest = dimensions.product(dims), dimensions.product([size for size in sizes if size is not None])
+    if len(open_places) == 1:
+        # What remains: also for an entry that is not known, because the number of elements stays.
+        sizes[open_places[0]] = _remaining(whole, rest)
+    elif not open_places and whole is not None and rest is not None:
+        known.equal(whole, rest)
     return [sizes]
 
 
@@ -233,7 +229,7 @@ def reaches(end: Item, dim: Size) -> bool:
     """Whether a Slice up to ``end`` takes all of ``dim``."""
     if end is None:
         return False
-    if isinstance(end, int) and end >= _TO_THE_END:
+    if isinstance(end, int) and end >= terms.TO_THE_END:
         return True
     beyond = dimensions.add(end, dim, -1)
     return beyond is not None and terms.never_negative(beyond)
@@ -245,41 +241,10 @@ def _sliced(dim: Size, start: Item, end: Item, step: Item) -> Item:
     if isinstance(dim, int) and isinstance(start, int) and isinstance(end, int):
         return len(taken(start, end, step, dim))
     if step < 0:
-        is_whole = _from_the_back(start, dim) and isinstance(end, int) and end <= -_TO_THE_END
+        is_whole = (start == -1 or reaches(start, dim)) and isinstance(end, int) and end <= -terms.TO_THE_END
         return terms.ceil_divide(dim, -step) if is_whole else None
-    if isinstance(start, int) and -_TO_THE_END < start < 0 and reaches(end, dim) and step == 1:
-        return terms.minimum(dim, -start)
-    first, last = _position(start, dim), dim if reaches(end, dim) else _position(end, dim)
-    if first is None or last is None:
-        return None
-    length = terms.span(first, last, dim)
+    length = terms.sliced(start, terms.TO_THE_END if reaches(end, dim) else end, dim)
     return length if step == 1 or length is None else terms.ceil_divide(length, step)
-
-
-def _from_the_back(start: Size, dim: Size) -> bool:
-    return start == -1 or reaches(start, dim)
-
-
-def _position(index: Size, dim: Size) -> Size | None:
-    """A start or an end as a position that is not negative; it may lie beyond the dimension."""
-    if isinstance(index, int):
-        if index >= 0:
-            return index
-        return 0 if index <= -_TO_THE_END else _from_end(dim, index)
-    if index.is_not_negative:
-        return index
-    opposite = dimensions.add(0, index, -1)
-    return _from_end(dim, index) if opposite is not None and _at_least_one(opposite) else None
-
-
-def _at_least_one(size: Size) -> bool:
-    less = dimensions.add(size, 1, -1)
-    return less is not None and terms.never_negative(less)
-
-
-def _from_end(dim: Size, index: Size) -> Size | None:
-    counted = dimensions.add(dim, index)
-    return terms.maximum(counted, 0) if counted is not None else None
 
 
 def _gather(known: Known, node: Any) -> list[Dims | None] | None:

@@ -29,6 +29,9 @@ class Known(Protocol):
     def setting(self, node: Any, name: str, index: int, since: int, default: list[int] | None) -> list[int] | None:
         """An operand that was an attribute before opset ``since``; ``default`` where it is absent, None where it is not known."""
 
+    def is_dimension(self, size: Size) -> bool:
+        """Whether the size cannot be negative: by what it is made of, or because a value has it."""
+
     def equal(self, one: Size, other: Size) -> None:
         """Both sizes are equal, or the node cannot be computed."""
 

@@ -26,6 +26,9 @@ from rewright.shapes.dimensions import (
     without,
 )
 
+TO_THE_END: Final = 2**31 - 1
+"""The operator's documentation asks for INT_MAX where a Slice runs to the end of a dimension of unknown size."""
+
 
 class Term(str):
     """The name of a symbol that stands for a function of sizes."""
@@ -177,10 +180,10 @@ def broadcast(one: Size, other: Size) -> Size:
     if never_one(other):
         return other
     for size, rival in ((one, other), (other, one)):
-        bound = term_of(rival, "min")
-        # Where a and min(a, 32) differ, both exceed 1 and cannot be broadcast: position embeddings are sliced like that.
-        # min(a, 1) is 1, or both are 0. With a bound that may be 0 nothing is said.
-        if bound is not None and len(bound.arguments) == 2 and size in bound.arguments and _positive_bound(bound):
+        # They can be broadcast if they are equal, or if the rival is 1: the size is what comes out unless it alone is 1. So
+        # seq and min(seq, 64) make seq: position embeddings are sliced like that.
+        where_one = _solved(size, 1)
+        if where_one is not None and substituted(rival, where_one) == 1:
             return size
     held: dict[Size, None] = {}
     for size in (one, other):
@@ -190,15 +193,43 @@ def broadcast(one: Size, other: Size) -> Size:
     return _term("broadcast", f"broadcast({', '.join(map(str, kept))})", *kept)
 
 
-def _positive_bound(bound: Term) -> bool:
-    return any(isinstance(size, int) and size >= 1 for size in bound.arguments)
+def _solved(size: Size, value: int) -> dict[str, Size] | None:
+    """What the size's only symbol is where the size has this value."""
+    terms = terms_of(size)
+    constant = terms.pop((), 0)
+    if len(terms) != 1:
+        return None
+    ((names, factor),) = terms.items()
+    return {names[0]: (value - constant) // factor} if len(names) == 1 and (value - constant) % factor == 0 else None
 
 
 @lru_cache(maxsize=4096)
-def span(start: Size, end: Size, dim: Size) -> Size | None:
-    """How many elements a Slice takes from ``start`` to ``end``, which are not negative, of a dimension."""
-    length = add(minimum(end, dim), start, -1)
+def sliced(start: Size, end: Size, dim: Size) -> Size | None:
+    """How many elements a Slice with step 1 takes of a dimension; negative positions count from its end."""
+    if isinstance(start, int) and isinstance(end, int) and isinstance(dim, int):
+        return len(range(*slice(start, end).indices(dim)))
+    to_end = isinstance(end, int) and end >= TO_THE_END
+    if to_end and isinstance(start, int) and -TO_THE_END < start < 0:
+        return minimum(dim, -start)
+    first, last = _position(start, dim), dim if to_end else _position(end, dim)
+    if first is None or last is None:
+        shown = "end" if to_end else str(end)
+        return _term("sliced", f"sliced({start}, {shown}, {dim})", start, end, dim)
+    length = add(minimum(last, dim), first, -1)
     return maximum(length, 0) if length is not None else None
+
+
+def _position(index: Size, dim: Size) -> Size | None:
+    """A start or an end as a position that is not negative; it may lie beyond the dimension. None where its sign is open."""
+    if never_negative(index):
+        return index
+    if isinstance(index, int) and index <= -TO_THE_END:
+        return 0
+    counted = add(dim, index)
+    if counted == 0:
+        return 0  # whether it is -dim, or 0 because the dimension is
+    below = add(-1, index, -1)
+    return maximum(counted, 0) if below is not None and counted is not None and never_negative(below) else None
 
 
 _DEEPEST: Final = 4
@@ -237,11 +268,12 @@ def _with(rest: Size, factor: int, argument: Size) -> Size | None:
     return add(rest, scaled) if scaled is not None else None
 
 
-_MAKERS: Final[dict[str, Callable[[Size, Size], Size | None]]] = {
+_MAKERS: Final[dict[str, Callable[..., Size | None]]] = {
     "floor": floor_divide,
     "min": minimum,
     "max": maximum,
     "broadcast": broadcast,
+    "sliced": sliced,
 }
 
 
@@ -268,6 +300,8 @@ def _replaced(name: str, known: Mapping[str, Size]) -> Size | None:
     arguments = [substituted(argument, known) for argument in name.arguments]
     if None in arguments:
         return None
+    if name.function == "sliced":
+        return sliced(*arguments)  # type: ignore[arg-type]
     first, *others = (argument for argument in arguments if argument is not None)
     result: Size | None = first
     for argument in others:
@@ -284,17 +318,3 @@ def mentions(size: Size, names: Mapping[str, object]) -> bool:
             if name in names or (isinstance(name, Term) and any(mentions(argument, names) for argument in name.arguments)):
                 return True
     return False
-
-
-__all__ = [
-    "Term",
-    "broadcast",
-    "ceil_divide",
-    "floor_divide",
-    "maximum",
-    "mentions",
-    "minimum",
-    "never_negative",
-    "span",
-    "substituted",
-]

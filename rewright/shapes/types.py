@@ -97,7 +97,8 @@ def _constant(node: Any) -> DType | None:
     if isinstance(held, (gs.Constant, np.ndarray)):
         return np.dtype(held.dtype)
     value = constant_node_value(node)
-    return np.dtype(value.dtype) if value is not None and value.dtype.kind != "O" else None
+    dtype: DType | None = value.dtype if value is not None and value.dtype.kind != "O" else None
+    return dtype
 
 
 def _like_second(node: Any) -> DType | None:

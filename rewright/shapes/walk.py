@@ -52,6 +52,7 @@ class Shapes:
         self._view = view
         self._graph: Any = None
         self._names = NameTable()
+        self._dimensions: set[Size] = set()
         self._queue: deque[tuple[Any, Any]] = deque()
         self._queued: set[int] = set()
 
@@ -65,7 +66,12 @@ class Shapes:
         if None in shape and isinstance(tensor, gs.Variable):
             tensor.shape = shape = [self._fresh() if dim is None else dim for dim in shape]
         sizes = [size_of(dim) if isinstance(dim, str) else int(dim) for dim in shape]
-        return [self._names.resolved(size) for size in sizes] if self._names.known else sizes
+        if self._names.known:
+            sizes = [self._names.resolved(size) for size in sizes]
+        for size in sizes:
+            if not isinstance(size, int) and not size.is_not_negative:
+                self._dimensions.add(size)
+        return sizes
 
     def items(self, tensor: Any) -> Items | None:
         """The elements of a small integer tensor: numbers, sizes, or None; None if it is none, or nothing is known."""
@@ -126,6 +132,10 @@ class Shapes:
     def best(self, sizes: Iterable[Size]) -> Size:
         """Of sizes that must be equal, the one that says most."""
         return self._names.best(sizes)
+
+    def is_dimension(self, size: Size) -> bool:
+        """Whether the size cannot be negative: by what it is made of, or because a value has it."""
+        return terms.never_negative(size) or size in self._dimensions
 
     def equal(self, one: Size, other: Size) -> None:
         """Both sizes are equal, or the node cannot be computed."""
