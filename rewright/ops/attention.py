@@ -20,6 +20,10 @@ What ONNX Runtime's CPU kernels do, measured (1.31 and 1.32; tests hold it):
   RotaryEmbedding; the caches have at least T rows, and a width that is a multiple of 8 and at most H / 2. A batch of 0 ends the
   process.
 
+The standard Attention (opset 23) aligns query 0 with key 0 when it is causal, takes masks of rank 2 to 4 in which S and T do not
+broadcast, refuses an empty batch, and gives *zeros* for a row that -inf or the lowest value masks wholly: a rewrite between it
+and the others is equal only where no row is.
+
 ONNX Runtime runs the float16 form of an op without float16 kernel between Casts; the tables list kernels.
 Kernels of cuda and dml: ONNX Runtime, docs/OperatorKernels.md.
 """
