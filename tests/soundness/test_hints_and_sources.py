@@ -2,8 +2,8 @@
 
 import onnx
 import pytest
-from blocks import Block
-from judging import assert_block_equal, assert_settled, fused_block, optimized
+from blocks import LOWEST, Block
+from judging import PADDINGS, SHAPES, assert_block_equal, assert_equal, assert_settled, fused_block, optimized
 
 import rewright
 
@@ -35,6 +35,16 @@ def test_a_path_gives_what_a_proto_gives(block, tmp_path):
     from_path = rewright.optimize(path, level="O2", verify="structure")
     assert from_path.model.fingerprint() == fused_block(block).model.fingerprint()
     assert from_path.report.counts() == fused_block(block).report.counts()
+
+
+@pytest.mark.parametrize("mask", ["auto", "raw", "bias"])
+@pytest.mark.parametrize("current", ["attention", "multi-head-attention"])
+@pytest.mark.parametrize(
+    "block", [Block(mask="additive"), Block(mask="select", fill=LOWEST, causal="k<=q")], ids=["additive", "causal"]
+)
+def test_how_the_mask_is_given_changes_no_number(current, mask, block):
+    result = optimized(block.model, chain=f"O1, {current}{{mask={mask}}}, O1")
+    assert_equal(block.model, result.model, [block.feeds(*shape, padding) for shape in SHAPES for padding in PADDINGS])
 
 
 def test_names_are_no_hints():
