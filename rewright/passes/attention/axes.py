@@ -49,8 +49,6 @@ class Atom:
         return f"<{self.size}>" if self.start is None else f"<{self.size} from {self.start}: {self.inner}>"
 
 
-
-
 class Axes:
     """The atoms of one site."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from onnx import TensorProto
 
-from rewright.model.facts import constant_of, dtype_of, is_small_constant
+from rewright.model.edit import domain_of
+from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
 from rewright.passes.attention.axes import Axis, Layout, Unproven, length
 from rewright.passes.attention.scores import Term
-from rewright.passes.attention.writing import Writer
+from rewright.passes.attention.steps import broadcast
+from rewright.passes.attention.writing import Writer, numbers
 from rewright.pattern.values import Value
 
 _MOST_ELEMENTS: Final = 1 << 22
@@ -25,12 +28,25 @@ def bias(writer: Writer) -> Value | None:
     attention = writer.attention
     made: Value | None = None
     key: tuple[Any, ...] = ("bias",)
-    for term in attention.scores.terms:
+    for term in map(unexpanded, attention.scores.terms):
         if term.kind == "multiply" and made is None:
             continue
         key = (*key, term.kind, term.number, _mark(writer, term))
         made = _step(writer, term, made, key)
     return made
+
+
+def unexpanded(term: Term) -> Term:
+    """The term with what was expanded to the shape of the scores taken before that: it is repeated anyway."""
+    node = producer(term.value) if term.value is not None else None
+    while node is not None and node.op == "Expand" and not domain_of(node):
+        try:
+            layout = broadcast(term.layout, node.inputs[0])
+        except Unproven:
+            break
+        term = replace(term, value=node.inputs[0], layout=layout)
+        node = producer(term.value)
+    return term
 
 
 def whole(writer: Writer, made: Value) -> Value:
@@ -131,10 +147,8 @@ def _constant(writer: Writer, term: Term, layout: Layout, targets: tuple[Axis, .
     array = np.asarray(constant_of(term.value))
     atoms = [atom for axis in layout for atom in axis]
     order = [atom for axis in targets for atom in axis if atom in atoms]
-    if any(not isinstance(atom.size, int) for atom in atoms):
-        raise Unproven("a constant has an axis of unknown length", term.node)
-    fine = array.reshape([int(atom.size) for atom in atoms])  # type: ignore[arg-type]
-    shape = [int(length(axis) or 1) if set(axis) & set(atoms) else 1 for axis in targets]  # type: ignore[arg-type]
+    fine = array.reshape(numbers(atoms))
+    shape = [int(np.prod(numbers(axis), dtype=np.int64)) if set(axis) & set(atoms) else 1 for axis in targets]
     if order == atoms and array.shape == tuple(shape):
         return Value(term.value)
     made: Value = writer.op.constant(fine.transpose([atoms.index(atom) for atom in order]).reshape(shape), "bias")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+from onnx import TensorProto
 
 from rewright.model.facts import dtype_of, shape_of
 from rewright.ops.microsoft import DOMAIN
@@ -126,11 +127,14 @@ def _key_mask(writer: Writer, padded: Padding | None) -> Value | None:
     """The mask as the kernels take it: (batch, columns), int32."""
     if padded is None:
         return None
-    key = ("key mask", id(padded.mask))
+    key = ("key mask", id(padded.mask), padded.truth)
     if key not in writer.shared.values:
-        cast: Value = writer.op.Cast(Value(padded.mask), to=6)
+        mask = Value(padded.mask)
+        if padded.truth and mask.dtype != np.bool_:
+            mask = writer.op.Cast(mask, to=int(TensorProto.BOOL))
+        cast: Value = writer.op.Cast(mask, to=int(TensorProto.INT32))
         writer.shared.values[key] = writer.made[key] = cast
-    if padded.assumed:
+    if not padded.truth:
         writer.assumptions.append(f"the mask '{padded.mask.name}' is taken to hold only zeros and ones")
     return writer.shared.values[key]
 

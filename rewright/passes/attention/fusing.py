@@ -6,11 +6,12 @@ from abc import abstractmethod
 from typing import Any
 
 from rewright.model.edit import domain_of
-from rewright.model.facts import producer
+from rewright.model.facts import attribute, producer
 from rewright.model.names import scope_of
 from rewright.passes.attention.axes import Unproven
 from rewright.passes.attention.recognition import recognise
 from rewright.passes.attention.writing import Shared, Writer
+from rewright.passes.cleanup.dimensions import Size
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 from rewright.pattern.builder import Builder
@@ -47,6 +48,7 @@ class AttentionPass(GraphPass):
             writer = Writer(attention, builder, shared)
             made = self.write(writer)
             old, new = writer.result(made)
+            measured = [(node, writer.sizes(layout)) for node, layout in attention.measures if node.inputs[0] is not old]
             for node in builder.nodes:
                 reason = session.refusal(node)
                 if reason is not None:
@@ -59,11 +61,23 @@ class AttentionPass(GraphPass):
             return
         session.notes.extend(note for note in writer.assumptions if note not in session.notes)
         _replace(session, graph, old, new, builder)
+        for node, sizes in measured:
+            if getattr(node, "alive", True):
+                self._measure(session, graph, node, sizes, writer)
+
+    def _measure(self, session: PassSession, graph: Any, node: Any, sizes: list[Size], writer: Writer) -> None:
+        """Lets what used the shape of a value that is gone use lengths that are read off elsewhere."""
+        start, end = attribute(node, "start", 0), attribute(node, "end")
+        builder = writer.op = Builder(session.names, scope_of(node), session.view.opset_of(graph))
+        # Lengths that other sites made may stand behind this node.
+        writer.shared = Shared(graph)
+        made = builder.Concat(*(writer.length(size) for size in sizes[start:end]), axis=0)
+        _replace(session, graph, node.outputs[0], made, builder)
 
 
 def _replace(session: PassSession, graph: Any, old: Any, new: Value, builder: Builder) -> None:
     editor = session.editor
-    root = producer(old)
+    root = old.inputs[0]
     editor.insert(builder.nodes, at=root)
     feeders = [feeder for tensor in root.inputs if (feeder := producer(tensor)) is not None]
     editor.remove(root)

@@ -8,7 +8,6 @@ import numpy as np
 
 from rewright.model.facts import constant_of, dtype_of, is_small_constant
 from rewright.passes.attention.axes import Unproven
-from rewright.passes.attention.scores import scalar
 from rewright.passes.attention.writing import Writer
 from rewright.pattern.values import Value
 
@@ -37,10 +36,7 @@ def _masked_rows(writer: Writer, bias: Value) -> Value:
     """(1 or batch, 1 or rows, 1): whether all of the row is masked."""
     op = writer.op
     last, lowest = op.constant(np.array([-1], np.int64), "last"), op.constant(np.array(-np.inf, dtype_of(bias.tensor)), "lowest")
-    if writer.opset >= 18:
-        highest = op.ReduceMax(bias, last, keepdims=1)
-    else:
-        highest = op.ReduceMax(bias, axes=[-1], keepdims=1)
+    highest = op.ReduceMax(bias, last, keepdims=1) if writer.opset >= 18 else op.ReduceMax(bias, axes=[-1], keepdims=1)
     masked = op.Equal(highest, lowest)
     if writer.opset >= 13:
         made: Value = op.Squeeze(masked, op.constant(np.array([1], np.int64), "heads"))
@@ -70,6 +66,3 @@ def _has_a_key_in_each_row(tensor: Any) -> bool:
         return False
     value = constant_of(tensor)
     return value is not None and bool((value > -np.inf).any(axis=-1).all())
-
-
-__all__ = ["guarded", "scalar"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from rewright.model.edit import domain_of
-from rewright.model.facts import attribute, is_constant, is_small_constant, producer, shape_of
+from rewright.model.facts import attribute, dtype_of, is_constant, is_small_constant, producer, shape_of
 from rewright.ops.microsoft import DOMAIN
 from rewright.passes.attention.axes import Axes, Layout, Unproven
 from rewright.passes.attention.scores import scalar
@@ -68,7 +68,15 @@ def _above(axes: Axes, node: Any, here: Place) -> Place | None:
         return Place(moved[0], moved[1], here.scale, here.steps)
     if node.op in ("Mul", "Div", "Add", "Sub") and not domain_of(node):
         return _arithmetic(node, here)
+    if node.op == "Cast" and not domain_of(node) and not here.steps and _widens(node):
+        return replace(here, tensor=node.inputs[0])
     return None
+
+
+def _widens(cast: Any) -> bool:
+    """Whether the Cast turns a float into a longer one."""
+    before, after = dtype_of(cast.inputs[0]), dtype_of(cast.outputs[0])
+    return before is not None and after is not None and before.kind == after.kind == "f" and before.itemsize < after.itemsize
 
 
 def _arithmetic(node: Any, here: Place) -> Place | None:

@@ -10,14 +10,18 @@ import numpy as np
 from rewright.model.edit import domain_of
 from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
 from rewright.passes.attention.axes import Layout, Unproven
+from rewright.passes.attention.bias import unexpanded
 from rewright.passes.attention.steps import broadcast, upwards
 from rewright.passes.attention.writing import Writer
 
 _LONGEST: Final = 24
+_SAMPLES: Final = (0, 1, 2, -1, 3, 1 << 32)
 _UNARY: Final = {"Not": np.logical_not, "Neg": np.negative}
 _BINARY: Final = {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Equal": np.equal, "Greater": np.greater, "Less": np.less,
-    "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal, "And": np.logical_and, "Or": np.logical_or,
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Max": np.maximum, "Min": np.minimum,
+    "Equal": np.equal, "Greater": np.greater, "Less": np.less,
+    "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal,
+    "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
 }  # fmt: skip
 
 
@@ -25,12 +29,13 @@ _BINARY: Final = {
 class Padding:
     """A key of which ``mask`` (batch, columns) is 1 is kept; where it is 0, ``filtered`` is added to its scores.
 
-    ``assumed`` tells whether nothing but custom says that the mask holds only zeros and ones.
+    Attributes:
+        truth: whether any number but 0 keeps the key; else nothing but custom says that the mask holds only zeros and ones.
     """
 
     mask: Any
     filtered: float
-    assumed: bool
+    truth: bool
 
 
 def padding(writer: Writer) -> Padding | None:
@@ -42,7 +47,7 @@ def padding(writer: Writer) -> Padding | None:
     terms = [term for term in attention.scores.terms if term.kind != "at-least"]
     if len(terms) != 1 or terms[0].kind not in ("add", "keep-where", "mask-where") or attention.guard:
         return None
-    term = terms[0]
+    term = unexpanded(terms[0])
     walk = _Pointwise(writer)
     try:
         values = walk.values(term.value, term.layout, 0)
@@ -54,16 +59,17 @@ def padding(writer: Writer) -> Padding | None:
         bias = values.astype(np.float64)
     else:
         masked = np.finfo(np.float32).min if np.isfinite(term.number) else -np.inf
-        kept = values.astype(bool)
-        bias = np.where(kept if term.kind == "keep-where" else ~kept, 0.0, masked)
-    if bias[1] != 0 or not bias[0] < 0 or not np.isfinite(bias[0]):
+        chosen = values.astype(bool)
+        bias = np.where(chosen if term.kind == "keep-where" else ~chosen, 0.0, masked)
+    kept, masked = bias[_SAMPLES.index(1)], bias[_SAMPLES.index(0)]
+    if kept != 0 or not masked < 0 or not np.isfinite(masked):
         return None
-    kind = dtype_of(walk.source)
-    return Padding(walk.source, float(bias[0]), assumed=kind is None or kind.kind != "b")
+    others = [held for sample, held in zip(_SAMPLES, bias, strict=True) if sample not in (0, 1)]
+    return Padding(walk.source, float(masked), truth=all(held == 0 for held in others))
 
 
 class _Pointwise:
-    """Evaluates a chain of elementwise nodes over one mask, for the mask values 0 and 1."""
+    """Evaluates a chain of elementwise nodes over one mask, for samples of its values."""
 
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
@@ -71,10 +77,10 @@ class _Pointwise:
         self._known: dict[tuple[int, Layout], Any] = {}
 
     def values(self, tensor: Any, layout: Layout, depth: int) -> Any | None:
-        """The value for a mask of 0 and of 1, as an array of two; None if it is no such function."""
+        """The value for each sample of the mask; None if it is no such function."""
         if is_small_constant(tensor, 1):
             value = constant_of(tensor)
-            return None if value is None or value.size != 1 else np.repeat(value.reshape(-1), 2)
+            return None if value is None or value.size != 1 else np.repeat(value.reshape(-1), len(_SAMPLES))
         roles = self.writer.attention.roles
         held = self.writer.axes.resolve(layout)
         kind = dtype_of(tensor)
@@ -82,7 +88,7 @@ class _Pointwise:
             if self.source is not None and self.source is not tensor:
                 return None
             self.source = tensor
-            return np.array([0, 1]).astype(kind)
+            return np.array(_SAMPLES).astype(kind)
         node = producer(tensor)
         if node is None or domain_of(node) or depth > _LONGEST:
             return None
@@ -105,10 +111,11 @@ class _Pointwise:
                 return None
             inputs.append(found)
         with np.errstate(over="ignore", invalid="ignore"):
-            return _applied(node, tensor, inputs)
+            return applied(node, tensor, inputs)
 
 
-def _applied(node: Any, tensor: Any, inputs: list[Any]) -> Any | None:
+def applied(node: Any, tensor: Any, inputs: list[Any]) -> Any | None:
+    """What an elementwise node makes of arrays; None for a node that is none, or whose dtype is not known."""
     kind = dtype_of(tensor)
     if kind is None:
         return None
@@ -121,6 +128,3 @@ def _applied(node: Any, tensor: Any, inputs: list[Any]) -> Any | None:
     if node.op in _BINARY and len(inputs) == 2:
         return _BINARY[node.op](*inputs).astype(kind)
     return None
-
-
-

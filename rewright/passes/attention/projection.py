@@ -12,7 +12,7 @@ from rewright.model.facts import attribute, constant_of, is_constant, producer, 
 from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, sizes_of
 from rewright.passes.attention.operands import Place, places
 from rewright.passes.attention.scores import scalar
-from rewright.passes.attention.writing import Writer
+from rewright.passes.attention.writing import Writer, numbers
 
 Array = np.ndarray[Any, Any]
 
@@ -127,13 +127,12 @@ def _columns(writer: Writer, axis: Axis, wanted: Axis) -> Array | None:
     if set(used) != set(wanted) or len(used) != len(wanted):
         return None
     order = [used.index(atom) for atom in wanted]
-    shape = [int(atom.size) for atom in used]  # type: ignore[arg-type]
-    return np.ascontiguousarray(index.reshape(shape).transpose(order)).reshape(-1)
+    return np.ascontiguousarray(index.reshape(numbers(used)).transpose(order)).reshape(-1)
 
 
 def _positions(writer: Writer, atoms: Axis) -> tuple[Array, Axis]:
     """Positions along the whole axis that are used, and the atoms that they run over, the outermost first."""
-    index = np.zeros((), np.int64)
+    index: Array = np.zeros((), np.int64)
     used: list[Atom] = []
     for atom in atoms:
         if not isinstance(atom.size, int):
@@ -141,7 +140,7 @@ def _positions(writer: Writer, atoms: Axis) -> tuple[Array, Axis]:
         positions = np.arange(atom.size)
         if atom.start is not None:
             inner = writer.axes.atoms(atom.inner)
-            count = int(np.prod([int(part.size) for part in inner], dtype=np.int64))  # type: ignore[arg-type]
+            count = int(np.prod(numbers(inner), dtype=np.int64))
             positions = positions[atom.start : atom.start + count]
             used.extend(inner)
         else:

@@ -42,7 +42,7 @@ class Attention:
         guard: whether rows of NaN become zeros after the softmax.
         results: values that can be replaced, with their layouts, the product with the values first.
         scale: of the scores, scales of queries and keys included only by whoever chooses their places.
-        interior: values that vanish; nothing else may use them.
+        measures: nodes that take the shape of a value that vanishes, with its layout.
     """
 
     softmax: Any
@@ -54,7 +54,7 @@ class Attention:
     values: list[Place]
     guard: bool
     results: list[tuple[Any, Layout]]
-    interior: list[Any] = field(default_factory=list)
+    measures: list[tuple[Any, Layout]] = field(default_factory=list)
 
     @property
     def head_count(self) -> int:
@@ -102,11 +102,10 @@ class _Below:
     def __init__(self, axes: Axes, editor: Editor, softmax: Any, layout: Layout) -> None:
         self.axes, self.editor = axes, editor
         self.guard = False
-        self.interior: list[Any] = []
+        self.measures: list[tuple[Any, Layout]] = []
         tensor, here = softmax.outputs[0], layout
         for _ in range(_LONGEST):
-            self.interior.append(tensor)
-            node = self._next(tensor)
+            node = self._next(tensor, here)
             if is_product(node):
                 break
             if node.op == "Where":
@@ -122,9 +121,15 @@ class _Below:
         self.product: Product = product_below(node, self.index, here)
         self.results = self._results(node.outputs[0], self.product.result)
 
-    def _next(self, tensor: Any) -> Any:
-        """The one node that uses the probabilities; a guard against NaN counts as one."""
+    def _users(self, tensor: Any, layout: Layout) -> list[Any]:
+        """The nodes that use more than the shape of a value; the others are noted."""
         users = self.editor.consumers(tensor)
+        self.measures.extend((user, layout) for user in users if _is_shape(user))
+        return [user for user in users if not _is_shape(user)]
+
+    def _next(self, tensor: Any, layout: Layout) -> Any:
+        """The one node that uses the probabilities; a guard against NaN counts as one."""
+        users = self._users(tensor, layout)
         if self.editor.is_graph_output(tensor):
             raise Unproven(f"the attention probabilities '{tensor.name}' are an output of the graph", producer(tensor))
         if len(users) == 1:
@@ -145,7 +150,7 @@ class _Below:
     def _results(self, tensor: Any, layout: Layout) -> list[tuple[Any, Layout]]:
         found = [(tensor, layout)]
         for _ in range(_LONGEST):
-            users = self.editor.consumers(tensor)
+            users = self._users(tensor, layout)
             if len(users) != 1 or self.editor.is_graph_output(tensor):
                 break
             try:
@@ -170,7 +175,7 @@ def _assigned(axes: Axes, editor: Editor, softmax: Any, layout: Layout, scores: 
     product = scores.product
     columns = axes.atoms(layout[-1])
     for index in (0, 1):
-        if axes.atoms(product.own[1 - index]) == columns and columns:
+        if axes.atoms(product.own[1 - index]) == columns:
             break
     else:
         raise Unproven("the softmax does not run over the positions of one factor of the scores", softmax)
@@ -183,29 +188,37 @@ def _assigned(axes: Axes, editor: Editor, softmax: Any, layout: Layout, scores: 
     for role, held in (("keys", keys), ("values", values)):
         if is_constant(held[-1].tensor):
             raise Unproven(f"the {role} are constant", product.node if role == "keys" else second.node)
-    interior = [softmax.inputs[0], *scores.interior, *below.interior]
-    _check_private(editor, [*scores.interior, softmax.inputs[0]], scores.shifts)
+    measures = _check_private(editor, [*scores.interior, (softmax.inputs[0], layout)], scores.shifts)
     roles = _roles(axes, layout, product, index, second, below.index, queries)
     if scores.factors:
         steps = tuple(Step("multiply", term.node, term.value, term.layout) for term in scores.factors)
         queries = [replace(place, steps=place.steps + steps) for place in queries]
-    kinds = {dtype_of(held) for held in (queries[0].tensor, keys[0].tensor, values[0].tensor)}
-    if len(kinds) != 1 or None in kinds:
+    # A softmax or a product in a longer type than that of the values is what the kernels do by themselves.
+    kind = dtype_of(values[0].tensor)
+    queries, keys = ([place for place in held if dtype_of(place.tensor) == kind] for held in (queries, keys))
+    if kind is None or not queries or not keys:
         raise Unproven("queries, keys and values are not known to have one element type", softmax)
-    return Attention(softmax, axes, roles, scores, queries, keys, values, below.guard, below.results, interior)
+    return Attention(softmax, axes, roles, scores, queries, keys, values, below.guard, below.results, measures + below.measures)
 
 
-def _check_private(editor: Editor, tensors: list[Any], shifts: tuple[Any, ...]) -> None:
-    for tensor in tensors:
+def _check_private(editor: Editor, values: list[tuple[Any, Layout]], shifts: tuple[Any, ...]) -> list[tuple[Any, Layout]]:
+    """Refuses scores that anything else uses; returns the nodes that take only their shapes."""
+    measures = []
+    for tensor, layout in values:
         if editor.is_graph_output(tensor):
             raise Unproven(f"the scores '{tensor.name}' are an output of the graph", producer(tensor))
-        if len([user for user in editor.consumers(tensor) if user not in shifts]) > 1:
+        users = [user for user in editor.consumers(tensor) if user not in shifts]
+        measures += [(user, layout) for user in users if _is_shape(user)]
+        if sum(not _is_shape(user) for user in users) > 1:
             raise Unproven(f"the scores '{tensor.name}' are used elsewhere too", producer(tensor))
+    return measures
 
 
-def _roles(
-    axes: Axes, layout: Layout, product: Product, index: int, second: Product, below: int, queries: list[Place]
-) -> Roles:
+def _is_shape(node: Any) -> bool:
+    return node.op == "Shape" and not domain_of(node)
+
+
+def _roles(axes: Axes, layout: Layout, product: Product, index: int, second: Product, below: int, queries: list[Place]) -> Roles:
     columns, size = axes.atoms(layout[-1]), axes.atoms(product.contracted)
     rows = axes.atoms(product.own[index])
     value_size = axes.atoms(second.own[1 - below])
@@ -226,5 +239,3 @@ def _roles(
     if set(batch) | set(heads) != set(common):
         raise Unproven("the axes of the scores are not batch, heads, queries and keys", product.node)
     return Roles(batch, heads, rows, columns, size, value_size)
-
-

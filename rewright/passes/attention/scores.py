@@ -17,8 +17,8 @@ from rewright.passes.attention.steps import broadcast, upwards
 _LONGEST: Final = 16
 _MOST_FACTORS: Final = 1 << 12
 _MOST_MASKED: Final = 1 << 24
-_ABSORBING: Final = -1e4
-"""A constant that stands for "masked": no score comes near it, or the model attends to what it masks."""
+ABSORBING: Final = -1e9
+"""A score that is replaced by less than this is masked: no other score comes near it. -10000 is within the reach of scores."""
 
 Kind = Literal["add", "subtract", "keep-where", "mask-where", "multiply", "at-least"]
 
@@ -44,14 +44,14 @@ class Term:
 class Scores:
     """The input of a softmax, explained: ``scale * product``, times the constants ``factors``, then ``terms`` in order.
 
-    With a ``softcap`` c, ``c * tanh(scale * product / c)`` takes the place of ``scale * product``. ``shifts`` are nodes that take the
-    highest score of each row, which is then subtracted: no softmax notices.
+    With a ``softcap`` c, ``c * tanh(scale * product / c)`` takes the place of ``scale * product``. ``shifts`` are nodes that take
+    the highest score of each row, which is then subtracted: no softmax notices.
     """
 
     product: Product
     scale: float = 1.0
     terms: tuple[Term, ...] = ()
-    interior: tuple[Any, ...] = ()
+    interior: tuple[tuple[Any, Layout], ...] = ()
     factors: tuple[Term, ...] = ()
     shifts: tuple[Any, ...] = ()
     softcap: float | None = None
@@ -98,7 +98,7 @@ class _Walk:
         moved = upwards(self.axes, node, tensor, layout)
         if moved is not None:
             for scores in self.above(moved[0], moved[1], depth + 1):
-                yield replace(scores, interior=(*scores.interior, moved[0]))
+                yield replace(scores, interior=(*scores.interior, moved))
         elif node.op in ("Add", "Sub"):
             yield from self._added(node, layout, depth)
         elif node.op in ("Mul", "Div"):
@@ -121,12 +121,13 @@ class _Walk:
             yield replace(scores, softcap=1.0)
 
     def _through(self, operand: Any, layout: Layout, depth: int, terms: tuple[Term, ...]) -> Iterator[Scores]:
-        for scores in self.above(operand, broadcast(layout, operand), depth + 1):
-            yield replace(scores, terms=scores.terms + terms, interior=(*scores.interior, operand))
+        held = broadcast(layout, operand)
+        for scores in self.above(operand, held, depth + 1):
+            yield replace(scores, terms=scores.terms + terms, interior=(*scores.interior, (operand, held)))
 
     def _added(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
-        highest = producer(node.inputs[1])
-        if node.op == "Sub" and highest is not None and _is_highest(highest, node.inputs[0], len(layout)):
+        highest = _highest(node.inputs[1], node.inputs[0], len(layout)) if node.op == "Sub" else None
+        if highest is not None:
             for scores in self._through(node.inputs[0], layout, depth, ()):
                 yield replace(scores, shifts=(*scores.shifts, highest))
             return
@@ -139,7 +140,7 @@ class _Walk:
                     scores, mask, masked = binary
                     term = Term("keep-where", node, mask, broadcast(layout, mask), masked)
                     for found in self._through(scores, layout, depth + 1, (term,)):
-                        yield replace(found, interior=(*found.interior, operand))
+                        yield replace(found, interior=(*found.interior, (operand, layout)))
                     continue
                 term = Term(kind, node, other, broadcast(layout, other))
                 yield from self._through(operand, layout, depth, (term,))
@@ -179,7 +180,7 @@ class _Walk:
             if producer(operand) is None:
                 continue
             masked = scalar(other)
-            if masked is None or not masked <= _ABSORBING:
+            if masked is None or not masked <= _absorbing(operand):
                 for _ in self._through(operand, layout, depth, ()):
                     what = f"{masked}" if masked is not None else f"'{other.name}', which is not a constant number"
                     reason = f"masked scores become {what}, and only a large negative constant is sure to mask"
@@ -200,6 +201,12 @@ class _Walk:
             yield from self._through(node.inputs[index], layout, depth, (Term("at-least", node, number=least),))
 
 
+def _absorbing(tensor: Any) -> float:
+    """From where on, downwards, a number in the place of a score masks it: in half precision, the lowest number does."""
+    dtype = dtype_of(tensor)
+    return float(np.finfo(dtype).min) if dtype is not None and dtype == np.float16 else ABSORBING
+
+
 def _multiplied(terms: tuple[Term, ...], term: Term) -> tuple[Term, ...]:
     if terms and terms[-1].kind == "multiply":
         number = terms[-1].number * term.number
@@ -207,15 +214,25 @@ def _multiplied(terms: tuple[Term, ...], term: Term) -> tuple[Term, ...]:
     return (*terms, term) if terms else ()
 
 
-def _is_highest(node: Any, scores: Any, rank: int) -> bool:
-    """Whether the node takes the highest value of each row of ``scores``."""
-    if node.op != "ReduceMax" or domain_of(node) or node.inputs[0] is not scores or attribute(node, "keepdims", 1) != 1:
-        return False
-    axes = attribute(node, "axes")
-    if axes is None and len(node.inputs) > 1 and is_small_constant(node.inputs[1], 1):
-        value = constant_of(node.inputs[1])
-        axes = None if value is None else value.reshape(-1).tolist()
-    return axes in ([-1], [rank - 1])
+def _highest(tensor: Any, scores: Any, rank: int) -> Any | None:
+    """The node that takes the highest value of each row of ``scores``, if ``tensor`` holds those."""
+    node = producer(tensor)
+    kept = 1
+    if node is not None and node.op == "Unsqueeze" and _integers(node, "axes", 1) in ([-1], [rank - 1]):
+        node, kept = producer(node.inputs[0]), 0
+    if node is None or node.op != "ReduceMax" or domain_of(node) or node.inputs[0] is not scores:
+        return None
+    last = _integers(node, "axes", 1) in ([-1], [rank - 1])
+    return node if last and attribute(node, "keepdims", 1) == kept else None
+
+
+def _integers(node: Any, name: str, index: int) -> list[int] | None:
+    """Integers given as an attribute or, in later opsets, as a constant input."""
+    found = attribute(node, name)
+    if found is None and len(node.inputs) > index and is_small_constant(node.inputs[index], 8):
+        value = constant_of(node.inputs[index])
+        found = None if value is None else value.reshape(-1).tolist()
+    return None if found is None else [int(item) for item in found]
 
 
 def _masked_product(product: Any, added: Any) -> tuple[Any, Any, float] | None:
@@ -225,7 +242,7 @@ def _masked_product(product: Any, added: Any) -> tuple[Any, Any, float] | None:
         return None
     for index in (0, 1):
         masked, complement = scalar(other.inputs[index]), producer(other.inputs[1 - index])
-        if masked is None or not masked <= _ABSORBING or complement is None or complement.op != "Sub":
+        if masked is None or not masked <= _absorbing(product) or complement is None or complement.op != "Sub":
             continue
         if scalar(complement.inputs[0]) != 1:
             continue

@@ -39,7 +39,7 @@ def upwards(axes: Axes, node: Any, output: Any, layout: Layout) -> tuple[Any, La
         return data, broadcast(layout, data)
     if node.op == "Gather":
         return _picked(node, layout) or _repeated(axes, node, layout)
-    if node.op == "Tile" or node.op == "Concat":
+    if node.op in ("Tile", "Concat"):
         return _tiled(axes, node, layout)
     if node.op == "Split":
         return _split(node, output, layout)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
-from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, shape_of
-from rewright.passes.attention.axes import Axis, Layout, Unproven, length, number, size_of, sizes_of
+from rewright.model.facts import attribute, constant_of, dtype_of, shape_of
+from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, length, number, size_of
 from rewright.passes.attention.operands import Place, Step
 from rewright.passes.attention.recognition import Attention
 from rewright.passes.cleanup.dimensions import Size
@@ -48,7 +49,9 @@ class Writer:
         costs = [self.cost(place, wanted) if scaled or place.scale == 1 else _IMPOSSIBLE for place in places]
         best = min(costs)
         if best >= _IMPOSSIBLE:
-            raise Unproven(f"the layout of '{places[0].tensor.name}' is not (batch, sequence, heads times head size)", places[0].tensor)
+            raise Unproven(
+                f"the layout of '{places[0].tensor.name}' is not (batch, sequence, heads times head size)", places[0].tensor
+            )
         return places[max(index for index, cost in enumerate(costs) if cost == best)]
 
     def cost(self, place: Place, wanted: Layout) -> int:
@@ -86,11 +89,11 @@ class Writer:
         present = [atom for held in layout for atom in held]
         if any(atom not in axis for atom in present):
             raise Unproven(f"the constant '{step.value.name}' depends on more than the head and the place in it", step.node)
-        array = np.asarray(constant_of(step.value)).reshape([int(atom.size) for atom in present])  # type: ignore[arg-type]
+        array = np.asarray(constant_of(step.value)).reshape(numbers(present))
         order = sorted(range(len(present)), key=lambda index: axis.index(present[index]))
         array = array.transpose(order)
-        shape = [int(atom.size) if atom in present else 1 for atom in axis]  # type: ignore[arg-type]
-        full = np.broadcast_to(array.reshape(shape), [int(atom.size) for atom in axis])  # type: ignore[arg-type]
+        shape = [size if atom in present else 1 for atom, size in zip(axis, numbers(axis), strict=True)]
+        full = np.broadcast_to(array.reshape(shape), numbers(axis))
         return np.ascontiguousarray(full).reshape(-1)
 
     def _rotated(self, value: Value, step: Step, wanted: Layout, heads: Axis) -> Value:
@@ -199,15 +202,36 @@ class Writer:
         return made
 
     def _measured(self, size: Size) -> Value:
+        tensor, axis = self.measure(size)
+        shape = self.op.Shape(Value(tensor))
+        index = self.op.constant(np.array([axis], np.int64), "axis")
+        made: Value = self.op.Gather(shape, index)
+        return made
+
+    def measure(self, size: Size) -> tuple[Any, int]:
+        """A value and its axis of the length ``size``.
+
+        Raises:
+            Unproven: there is none.
+        """
         tensors = [*self.shared.graph.inputs, *(place.tensor for place in (*self.attention.queries, *self.attention.keys))]
         for tensor in tensors:
             for axis, dim in enumerate(shape_of(tensor) or ()):
                 if dim is not None and size_of(dim) == size:
-                    shape = self.op.Shape(Value(tensor))
-                    index = self.op.constant(np.array([axis], np.int64), "axis")
-                    made: Value = self.op.Gather(shape, index)
-                    return made
+                    return tensor, axis
         raise Unproven(f"no value has an axis of the length {size}", self.attention.softmax)
+
+    def sizes(self, layout: Layout) -> list[Size]:
+        """The lengths of the axes of a value that will be taken away; each can be measured.
+
+        Raises:
+            Unproven: one cannot.
+        """
+        found = [_whole(axis) for axis in self.axes.resolve(layout)]
+        for size in found:
+            if not isinstance(size, int):
+                self.measure(size)
+        return found
 
     def result(self, value: Value) -> tuple[Any, Value]:
         """The value to replace and what replaces it, where ``value`` is (batch, rows, heads x value size)."""
@@ -224,6 +248,18 @@ class Writer:
         if best is None:
             raise Unproven("the layout of the result is not known", self.attention.softmax)
         return best[1], self.relaid(value, made, best[2])
+
+
+def numbers(axis: Iterable[Atom]) -> list[int]:
+    """The sizes of atoms that all have to be numbers.
+
+    Raises:
+        Unproven: one is not.
+    """
+    found = [atom.size for atom in axis]
+    if not all(isinstance(size, int) for size in found):
+        raise Unproven("the heads or their size are not known")
+    return [size for size in found if isinstance(size, int)]
 
 
 def _has_rotary(place: Place) -> bool:
@@ -248,6 +284,3 @@ def _whole(axis: Axis) -> Size:
     if found is None:
         raise Unproven("an axis has too many factors")
     return found
-
-
-__all__ = ["Shared", "Writer", "is_constant", "sizes_of"]
