@@ -301,7 +301,7 @@ def _replaced(name: str, known: Mapping[str, Size]) -> Size | None:
     if None in arguments:
         return None
     if name.function == "sliced":
-        return sliced(*arguments)  # type: ignore[arg-type]
+        return _MAKERS[name.function](*arguments)
     first, *others = (argument for argument in arguments if argument is not None)
     result: Size | None = first
     for argument in others:

@@ -94,11 +94,9 @@ def _filled(node: Any) -> DType | None:
 
 def _constant(node: Any) -> DType | None:
     held = attribute(node, "value")
-    if isinstance(held, (gs.Constant, np.ndarray)):
-        return np.dtype(held.dtype)
-    value = constant_node_value(node)
-    dtype: DType | None = value.dtype if value is not None and value.dtype.kind != "O" else None
-    return dtype
+    value = held if isinstance(held, (gs.Constant, np.ndarray)) else constant_node_value(node)
+    found: DType | None = np.dtype(value.dtype) if value is not None else None
+    return found if found is not None and found.kind != "O" else None
 
 
 def _like_second(node: Any) -> DType | None:

@@ -284,17 +284,24 @@ class Shapes:
         return True
 
     def _choice(self, node: Any) -> bool:
-        """If: the dimensions that both branches give."""
+        """If: the dimensions that both branches give, or those of the branch that is always taken."""
         if node.op != "If" or normal_domain(node.domain):
             return False
-        branches = [body.outputs for body in node.subgraphs()]
+        taken = self.numbers(node, 0)
+        names = ("then_branch", "else_branch") if taken is None else ("then_branch" if taken[0] else "else_branch",)
+        branches = [body.outputs for name in names if isinstance(body := node.attrs.get(name), gs.Graph)]
         improved = False
         for index, tensor in enumerate(node.outputs):
             shapes = [self.dims(outputs[index]) if index < len(outputs) else None for outputs in branches]
-            if len(shapes) != 2 or shapes[0] is None or shapes[1] is None or len(shapes[0]) != len(shapes[1]):
+            known = [dims for dims in shapes if dims is not None]
+            if len(known) < len(names) or len(known[0]) != len(known[-1]) or not tensor.name:
                 continue
-            sizes: Dims = [self._outside(one) if one == other else None for one, other in zip(*shapes, strict=True)]
-            improved |= self._improve(tensor, sizes)
+            if taken is None:
+                improved |= self._improve(
+                    tensor, [self._outside(one) if one == two else None for one, two in zip(*known, strict=True)]
+                )
+            else:
+                improved |= self._improve(tensor, list(known[0]))
         return improved
 
     def _outside(self, size: Size) -> Size | None:
