@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, Final, TypeAlias
 
 from rewright.model.facts import Dim, shape_of
-from rewright.passes.cleanup.dimensions import Polynomial, Size, multiply, product, symbol
+from rewright.passes.cleanup.dimensions import Polynomial, Size, divide, multiply, product, symbol
 
 _unnamed: Final = count()
 
@@ -103,15 +103,35 @@ class Axes:
         return tuple(result)
 
     def _fill(self, result: list[Axis], atoms: Axis, sizes: list[tuple[int, Size]], where: Any) -> None:
+        """Deals the atoms out to axes of the given sizes, the outermost first; cuts atoms where an axis ends within one."""
         if len(sizes) == 1:
             result[sizes[0][0]] = atoms
-        elif len(atoms) == 1 and atoms[0].start is None:
-            parts = tuple(Atom(size) for _, size in sizes)
-            self._parts[atoms[0]] = parts
-            for (index, _), part in zip(sizes, parts, strict=True):
-                result[index] = (part,)
-        else:
+            return
+        pending = list(reversed(atoms))
+        for index, size in sizes[:-1]:
+            taken: list[Atom] = []
+            left: Size = size
+            while left != 1:
+                atom = pending.pop() if pending else None
+                rest = divide(left, atom.size) if atom is not None else None
+                if atom is None:
+                    raise Unproven(f"the axes {_described(atoms)} are regrouped across each other", where)
+                if rest is None or multiply(rest, atom.size) != left:
+                    atom, rest = self._cut(atom, left, pending, atoms, where), 1
+                taken.append(atom)
+                left = rest
+            result[index] = tuple(taken)
+        result[sizes[-1][0]] = tuple(reversed(pending))
+
+    def _cut(self, atom: Atom, size: Size, pending: list[Atom], atoms: Axis, where: Any) -> Atom:
+        """The outer part, of the given size, of an atom; the inner one goes back to those that are pending."""
+        rest = divide(atom.size, size)
+        if rest is None or multiply(rest, size) != atom.size or atom.start is not None:
             raise Unproven(f"the axes {_described(atoms)} are regrouped across each other", where)
+        outer, inner = Atom(size), Atom(rest)
+        self._parts[atom] = (outer, inner)
+        pending.append(inner)
+        return outer
 
 
 def sizes_of(tensor: Any) -> list[Size]:
