@@ -11,11 +11,11 @@ from rewright.model.names import scope_of
 from rewright.passes.attention.axes import Unproven
 from rewright.passes.attention.recognition import recognise
 from rewright.passes.attention.writing import Shared, Writer
-from rewright.passes.cleanup.dimensions import Size
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 from rewright.pattern.builder import Builder
 from rewright.pattern.values import Value
+from rewright.shapes.dimensions import Size
 
 
 class AttentionPass(GraphPass):
@@ -45,7 +45,7 @@ class AttentionPass(GraphPass):
         writer: Writer | None = None
         try:
             attention = recognise(softmax, session.editor, opset)
-            writer = Writer(attention, builder, shared)
+            writer = Writer(attention, builder, shared, session.target)
             made = self.write(writer)
             old, new = writer.result(made)
             measured = [(node, writer.sizes(layout)) for node, layout in attention.measures if node.inputs[0] is not old]

@@ -12,9 +12,10 @@ from rewright.model.facts import attribute, constant_of, dtype_of, shape_of
 from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, length, number, size_of
 from rewright.passes.attention.operands import Place, Step
 from rewright.passes.attention.recognition import Attention
-from rewright.passes.cleanup.dimensions import Size
+from rewright.passes.contract import Target
 from rewright.pattern.builder import Builder
 from rewright.pattern.values import Value
+from rewright.shapes.dimensions import Size
 
 _IMPOSSIBLE: Final = 1000
 
@@ -31,8 +32,9 @@ class Shared:
 class Writer:
     """Makes the nodes that one attention needs."""
 
-    def __init__(self, attention: Attention, op: Builder, shared: Shared) -> None:
+    def __init__(self, attention: Attention, op: Builder, shared: Shared, target: Target = "cpu") -> None:
         self.attention = attention
+        self.target = target
         self.axes = attention.axes
         self.op = op
         self.opset = op.opset
