@@ -81,10 +81,10 @@ class _Search:
     def __init__(self, session: PassSession, sweep: ShapeSweep) -> None:
         self._session, self._values = session, sweep.values
         self._moves = Moves(sweep.values)
-        self._terms, self._caches = Terms(self._moves), Caches(self._moves)
 
     def graph(self, graph: Any) -> None:
         """Finds the rotations of one graph, the outermost nodes first, and then replaces them from the first on."""
+        self._terms, self._caches = Terms(self._moves), Caches(self._moves)  # what they hold, replacing makes stale
         sites: list[_Site] = []
         taken: set[int] = set()
         refused: dict[int, tuple[Any, str, set[int]]] = {}
@@ -104,9 +104,13 @@ class _Search:
         for node, why, inner in reversed(refused.values()):
             if not inner & taken:
                 self._session.reject(node, why)
-        emission = Emission(self._session.names, self._session.view.opset_of(graph))
-        for site in reversed(sites):
-            self._replace(graph, site, emission)
+        emission = Emission(self._session.names, graph, self._session.view.opset_of(graph))
+        sites.reverse()
+        inserted = [self._insert(site, emission) for site in sites]
+        # From the last one on, for looking whether a value with many uses is still used starts from its first use.
+        removed = [self._take_out(site.node, last) for site, (last, _) in zip(sites[::-1], inserted[::-1], strict=True)]
+        for (_, nodes), gone in zip(inserted, removed[::-1], strict=True):
+            self._session.record(graph, gone, [node for node in nodes if node.alive])
 
     def _site(self, node: Any, opset: int) -> _Site | None:
         narrow = tuple(narrow_operands(node, self._moves)) if node.op == _OP else ()
@@ -175,23 +179,26 @@ class _Search:
         if not isinstance(heads, int) and (layout.positions != POSITIONS or rotation.rotated < rotation.size):
             raise NoRotation("the number of heads is not known")
 
-    def _replace(self, graph: Any, site: _Site, emission: Emission) -> None:
-        editor, root = self._session.editor, site.node
-        emission.scope = scope_of(root)
+    def _insert(self, site: _Site, emission: Emission) -> tuple[Any, list[Any]]:
+        """Puts the new nodes before the last of the old ones; returns the node that is to take its place, and all of them."""
+        emission.scope = scope_of(site.node)
         if site.rotation is None or site.layout is None:
-            result = widened(root, list(site.narrow), emission)
+            result = widened(site.node, list(site.narrow), emission)
         else:
             make = emission.standard if self._session.target == "portable" else emission.contributed
             result = make(site.rotation, site.layout, self._caches)
         nodes = emission.take()
-        output, last = root.outputs[0], producer(result)
-        editor.insert(nodes, at=root)
+        self._session.editor.insert(nodes, at=site.node)
+        return producer(result), nodes
+
+    def _take_out(self, root: Any, last: Any) -> list[Any]:
+        """Lets ``last`` compute what ``root`` does; returns the nodes that go."""
+        editor, output = self._session.editor, root.outputs[0]
         feeders = [tensor.inputs[0] for tensor in root.inputs if tensor.inputs]
         editor.remove(root)
         editor.take_output(output, last)
         dead = [node for node in feeders if node.alive and not any(editor.is_used(tensor) for tensor in node.outputs)]
-        removed = [root, *self._without_moves_back(output), *editor.remove_with_dead_producers(dead)]
-        self._session.record(graph, removed, [node for node in nodes if node.alive])
+        return [root, *self._without_moves_back(output), *editor.remove_with_dead_producers(dead)]
 
     def _without_moves_back(self, value: Any) -> list[Any]:
         """Takes out what undoes the last Transpose or Reshape of the new nodes, and then these; returns the old nodes of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -44,7 +45,7 @@ class Caches:
         dims = trailing(tensor, count)
         if dims is None:
             return []
-        size = int(np.prod(dims))
+        size = prod(dims)
         own = [(id(tensor), element) for element in range(size)]
         if is_constant(tensor):
             return _by_column(own, tensor, size)
@@ -71,7 +72,7 @@ class Caches:
         What is the same for all elements (Cos, Sin, a factor) is computed again for the picked ones alone.
         """
         rank = len(shape_of(tensor) or ())
-        size = int(np.prod(trailing(tensor, count) or (0,)))
+        size = prod(trailing(tensor, count) or (0,))
         if np.array_equal(elements, np.arange(size)):
             return tensor
         if is_constant(tensor):
@@ -82,7 +83,7 @@ class Caches:
             places, first = move.index.reshape(-1)[elements], 0
             for part in move.inputs:
                 part_count = len(shape_of(part) or ()) - rank + count
-                width = int(np.prod(trailing(part, part_count) or (0,)))
+                width = prod(trailing(part, part_count) or (0,))
                 if ((places >= first) & (places < first + width)).all():
                     return self.picked(part, part_count, places - first, make, constant, depth - 1)
                 first += width

@@ -8,7 +8,17 @@ from typing import Any, Final
 import numpy as np
 
 from rewright.model.elements import make_constant, make_node, make_variable
-from rewright.model.facts import attribute, constant_of, dtype_of, infer_outputs, is_constant, producer, shape_of
+from rewright.model.facts import (
+    attribute,
+    constant_of,
+    dtype_of,
+    infer_outputs,
+    is_constant,
+    is_small_constant,
+    producer,
+    shape_of,
+)
+from rewright.model.graph import state_of
 from rewright.model.names import Names
 from rewright.ops.microsoft import DOMAIN
 from rewright.passes.cleanup.dimensions import Size
@@ -18,6 +28,7 @@ from rewright.passes.rotary.terms import Terms
 
 _SLICE_HAS_INPUTS: Final = 10
 _RESHAPE_HAS_ALLOWZERO: Final = 14
+_FEW: Final = 16
 FIRST_TWO: Final = [1, 0, 2, 3]
 HEADS: Final = 1
 POSITIONS: Final = 2
@@ -43,10 +54,11 @@ class Layout:
 class Emission:
     """Makes nodes in one graph. What was made once from the same inputs is used again."""
 
-    def __init__(self, names: Names, opset: int) -> None:
-        self._names, self._opset = names, opset
+    def __init__(self, names: Names, graph: Any, opset: int) -> None:
+        self._names, self._graph, self._opset = names, graph, opset
         self.scope = ""
         self._made: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        self._searched = False
         self.nodes: list[Any] = []
 
     def take(self) -> list[Any]:
@@ -76,11 +88,20 @@ class Emission:
     def constant(self, array: Any) -> Any:
         """Such a constant."""
         array = np.asarray(array)
-        key = "", array.dtype.str, array.shape, array.tobytes()
+        if not self._searched:
+            self._find_constants()
+        key = _constant_key(array)
         if key not in self._made:
             base = f"{self.scope}/constant" if self.scope else "constant"
             self._made[key] = make_constant(self._names.fresh(base), array), ()
         return self._made[key][0]
+
+    def _find_constants(self) -> None:
+        """The graph's own small constants, for equal ones would have to be merged afterwards."""
+        self._searched = True
+        for held in state_of(self._graph).initializers.values():
+            if is_small_constant(held, _FEW) and (array := constant_of(held)) is not None and array.dtype.kind == "i":
+                self._made.setdefault(_constant_key(array), (held, ()))
 
     def contributed(self, rotation: Rotation, layout: Layout, caches: Caches) -> Any:
         """The output of nodes with com.microsoft.RotaryEmbedding."""
@@ -158,7 +179,11 @@ class Emission:
 
     def _picked(self, cache: Cache, caches: Caches) -> Any:
         source = cache.source.tensor
-        return caches.picked(source, Terms.count(source), cache.elements, self.make, self.constant)
+        key = "picked", id(source), cache.elements.tobytes()
+        if key not in self._made:
+            found = caches.picked(source, Terms.count(source), cache.elements, self.make, self.constant)
+            self._made[key] = found, source
+        return self._made[key][0]
 
     def _positions(self, cache: Cache, layout: Layout, picked: Any) -> Any:
         """(batch, positions): 0, 1, 2, ... through all the rows of the caches."""
@@ -174,3 +199,7 @@ class Emission:
         zero, one = self.constant(np.array(0)), self.constant(np.array(1))
         literally = {"allowzero": 1} if self._opset >= _RESHAPE_HAS_ALLOWZERO else {}
         return self.make("Reshape", [self.make("Range", [zero, count, one], {}), shape], literally)
+
+
+def _constant_key(array: Any) -> tuple[Any, ...]:
+    return "", array.dtype.str, array.shape, array.tobytes()

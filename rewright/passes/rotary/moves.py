@@ -30,10 +30,10 @@ class Move:
 
 def trailing(tensor: Any, count: int) -> tuple[int, ...] | None:
     """The last ``count`` dimensions, if they are known and small."""
-    shape = shape_of(tensor)
+    shape = tensor.shape
     if shape is None or not 1 <= count <= len(shape):
         return None
-    dims = tuple(dim for dim in shape[-count:] if isinstance(dim, int))
+    dims = tuple(int(dim) for dim in shape[-count:] if isinstance(dim, (int, np.integer)))
     return dims if len(dims) == count and prod(dims) <= MOST_ELEMENTS else None
 
 
@@ -62,16 +62,18 @@ class Moves:
         """How the elements over the last ``count`` axes got there, if by a move that leaves the axes before alone."""
         node = producer(tensor)
         rule = _RULES.get(node.op) if node is not None and not domain_of(node) else None
-        shape = trailing(tensor, count)
-        if rule is None or shape is None or (rank := len(shape_of(tensor) or ())) < count:
+        shape = trailing(tensor, count) if rule is not None else None
+        if rule is None or shape is None:
             return None
-        found = rule(self, node, tensor, rank - count)
+        try:
+            found = rule(self, node, tensor, len(tensor.shape) - count)
+        except (ValueError, IndexError):
+            return None  # the shapes that the model states contradict its operands
         return found if found is not None and found.index.shape == shape else None
 
     def source(self, tensor: Any, lead: int) -> Index | None:
         """The elements behind the first ``lead`` axes of an input, numbered."""
-        shape = shape_of(tensor)
-        dims = trailing(tensor, len(shape) - lead) if shape is not None else None
+        dims = trailing(tensor, len(tensor.shape) - lead) if tensor.shape is not None else None
         return None if dims is None else np.arange(prod(dims)).reshape(dims)
 
     def identity(self, node: Any, tensor: Any, lead: int) -> Move | None:

@@ -68,16 +68,20 @@ class Terms:
         self.sources: list[Source] = []
         self._numbers: dict[tuple[int, bool], int] = {}
         self._views: dict[int, tuple[Any, Term | None]] = {}  # with the values, so that no other gets their identity
+        self._moves: dict[int, tuple[Any, Move | None]] = {}
         self._sums: dict[int, tuple[Any, tuple[Term, ...] | None]] = {}
 
     @staticmethod
     def count(tensor: Any) -> int:
         """How many of the value's axes hold elements."""
-        return max(len(shape_of(tensor) or ()) - LEAD, 1)
+        return max(len(tensor.shape or ()) - LEAD, 1)
 
     def move_of(self, tensor: Any) -> Move | None:
         """The move that makes the value, unless it is a constant, or of too low a rank to say which axes are which."""
-        return self.moves.of(tensor, self.count(tensor)) if len(shape_of(tensor) or ()) > LEAD else None
+        if id(tensor) not in self._moves:
+            shown = tensor.shape is not None and len(tensor.shape) > LEAD
+            self._moves[id(tensor)] = tensor, self.moves.of(tensor, self.count(tensor)) if shown else None
+        return self._moves[id(tensor)][1]
 
     def view(self, tensor: Any, depth: int = 32) -> Term | None:
         """The value as elements of another one, moved and with signs; None if its elements cannot be told apart."""
@@ -145,6 +149,8 @@ class Terms:
             return None
         if any(0 < len(shape_of(operand) or ()) < LEAD + len(dims) and len(dims) > 1 for operand in node.inputs):
             return None
+        if any(_broadcast(term.sign.shape, dims) != dims for term in (left, right)):
+            return None  # the shapes that the model states contradict each other
         first, second = (Term(*(np.broadcast_to(field, dims) for field in term.fields())) for term in (left, right))
         return (Term(first.sign * second.sign, first.value, first.element, second.value, second.element),)
 
@@ -219,3 +225,10 @@ def _padded(found: tuple[Term, ...], place: int) -> Term:
 def _absent(shape: tuple[int, ...]) -> Term:
     zero, none = np.zeros(shape, np.int64), np.full(shape, _NONE)
     return Term(zero, none, none, none, none)
+
+
+def _broadcast(shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[int, ...] | None:
+    try:
+        return np.broadcast_shapes(shape, dims)
+    except ValueError:
+        return None

@@ -242,6 +242,76 @@ def test_halves_cut_from_packed_heads_need_no_value_of_their_own():
     parity(before, after, spelling.feeds(2, 5), rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_heads_that_are_sorted_into_halves_before():
+    """DeepSeek: neighbours become halves by a Transpose, and only then the halves are rotated."""
+    spelling = Rotary()
+    spelling.dims = ("B", 3, "S", 8)
+    spelling.inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, spelling.dims)]
+    cos, sin = spelling.cos_and_sin()
+    pairs = spelling("Reshape", "x", spelling.constant([0, 3, -1, 4, 2]))
+    x = spelling("Reshape", spelling("Transpose", pairs, perm=[0, 1, 2, 4, 3]), spelling.constant([0, 3, -1, 8]))
+    turned = spelling._rotate(x, *spelling.pair_of(x, [0, 3, 0, 8]), cos, sin, [0, 3, 0, 8])
+    spelling.result = lambda: turned
+    before = spelling.model()
+    session, after = run_pass(RotaryEmbedding(), before)
+    assert len(session.sites) == 1
+    assert rotations(after)[0].input[0] == x
+    parity(before, after, spelling.feeds(2, 5), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_positions_along_the_first_axis(bound):
+    """Conformer: (positions, batch, heads, elements) between two Transposes, which go; with tables cut to the length or not."""
+    spelling = Rotary(caches="constant")
+    spelling.dims = ("B", "S" if bound else 5, 3, 8)
+    spelling.inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, spelling.dims)]
+    x = spelling("Transpose", "x", perm=[1, 0, 2, 3])
+    caches = [spelling.unsqueezed(item, 1, 2) for item in spelling.table(rows=16 if bound else 5)]
+    if bound:
+        end = spelling("Slice", spelling("Shape", "x"), *(spelling.constant([item]) for item in (1, 2)))
+        start, axis = spelling.constant([0]), spelling.constant([0])
+        caches = [spelling("Slice", item, start, end, axis) for item in caches]
+    turned = spelling._rotate(x, *spelling.pair_of(x, [0, 0, 3, 8]), *caches, [0, 0, 3, 8])
+    result = spelling("Transpose", turned, perm=[1, 0, 2, 3])
+    spelling.result = lambda: result
+    before = spelling.model()
+    session, after = run_pass(RotaryEmbedding(), before)
+    assert len(session.sites) == 1
+    assert "Transpose" not in ops(after)
+    assert attributes(rotations(after)[0]) == {"interleaved": 0, "num_heads": 3}
+    parity(before, after, spelling.feeds(2, 5), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_inside_a_body_with_captured_heads_and_caches():
+    outer, inner = Rotary(), Rotary()
+    cos, sin = outer.cos_and_sin()
+    inner.initializers = outer.initializers
+    inner.part = lambda x, start, end, step=1: Rotary.part(inner, x, start, end, step)
+    turned = inner._rotate("x", *inner.pair_of("x", [0, 3, 0, 8]), cos, sin, [0, 3, 0, 8])
+    for node in inner.nodes:
+        names = {name: f"in_{name}" for made in inner.nodes for name in made.output}
+        node.input[:] = [names.get(name, name) for name in node.input]
+    for node in inner.nodes:
+        node.output[:] = [f"in_{name}" for name in node.output]
+    value = helper.make_tensor_value_info(f"in_{turned}", TensorProto.FLOAT, [None] * 4)
+    other = helper.make_tensor_value_info("other", TensorProto.FLOAT, [None] * 4)
+    branches = {
+        "then_branch": helper.make_graph(inner.nodes, "then", [], [value]),
+        "else_branch": helper.make_graph([helper.make_node("Neg", ["x"], ["other"])], "else", [], [other]),
+    }
+    outer.inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 3, "S", 8])]
+    outer.inputs.append(helper.make_tensor_value_info("condition", TensorProto.BOOL, []))
+    chosen = outer("If", "condition", **branches)
+    outer.result, outer.dims = (lambda: chosen), ("B", 3, "S", 8)
+    before = outer.model()
+    session, after = run_pass(RotaryEmbedding(), before)
+    assert len(session.sites) == 1
+    assert after.op_counts()["com.microsoft::RotaryEmbedding"] == 1
+    for condition in (True, False):
+        feeds = outer.feeds(2, 5) | {"condition": np.array(condition)}
+        parity(before, after, feeds, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 def test_portable_takes_the_standard_op_from_opset_23_on():
     for caches, layout, rotated in product(("computed", "per batch"), ("heads first", "positions first"), (8, 4)):
         spelling = Rotary(opset=23, caches=caches, layout=layout, rotated=rotated)
