@@ -11,7 +11,8 @@ from itertools import count
 from typing import Any, Final, TypeAlias
 
 from rewright.model.facts import Dim, shape_of
-from rewright.passes.cleanup.dimensions import Polynomial, Size, divide, multiply, product, symbol
+from rewright.shapes import dimensions
+from rewright.shapes.dimensions import Polynomial, Size, divide, multiply, product, symbol
 
 _unnamed: Final = count()
 
@@ -147,17 +148,8 @@ def sizes_of(tensor: Any) -> list[Size]:
 
 
 def size_of(dim: Dim) -> Size:
-    """A dimension of a fact as a size."""
-    if dim is None:
-        return symbol(f"unknown{next(_unnamed)}")
-    if isinstance(dim, int):
-        return dim
-    total: Size = symbol(dim)
-    factors = dim.split("*")
-    if len(factors) > 1 and all(factor.isidentifier() or factor.isdigit() for factor in factors):
-        made = product([int(factor) if factor.isdigit() else symbol(factor) for factor in factors])
-        total = made if made is not None else total
-    return total
+    """A dimension of a fact as a size; one that is not known is told apart from everything else."""
+    return symbol(f"unknown{next(_unnamed)}") if dim is None else dimensions.size_of(dim)
 
 
 def length(axis: Axis) -> Size | None:

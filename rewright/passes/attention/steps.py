@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 import numpy as np
 
 from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, constant_of, is_small_constant
-from rewright.passes.attention.axes import Atom, Axes, Axis, Layout, Unproven, length, number, size_of, sizes_of
-from rewright.passes.cleanup.dimensions import Size
+from rewright.passes.attention.axes import Atom, Axes, Axis, Layout, Unproven, length, number, sizes_of
+from rewright.shapes.dimensions import Size
+from rewright.shapes.terms import term_of
 
 _REGROUPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _COPYING = ("Identity", "Dropout")
@@ -83,9 +83,6 @@ def broadcast(layout: Layout, operand: Any) -> Layout:
     return tuple(found)
 
 
-_CAPPED: Final = re.compile(r"[Mm]in\((?:(?P<cap>\d+), (?P<size>[^,]+)|(?P<other>[^,]+), (?P<limit>\d+))\)")
-
-
 def equal_where_broadcast(size: Size, whole: Size) -> bool:
     """Whether an operand's axis has the length of the result's, given that the operand can be broadcast to the result.
 
@@ -93,11 +90,8 @@ def equal_where_broadcast(size: Size, whole: Size) -> bool:
     """
     if size == whole:
         return True
-    capped = _CAPPED.fullmatch(str(size))
-    if capped is None:
-        return False
-    cap, inner = capped["cap"] or capped["limit"], capped["size"] or capped["other"]
-    return int(cap) > 1 and size_of(inner) == whole
+    capped = term_of(size, "min")
+    return capped is not None and whole in capped.arguments and any(isinstance(cap, int) and cap > 1 for cap in capped.arguments)
 
 
 def _permutation(node: Any, rank: int) -> list[int]:
