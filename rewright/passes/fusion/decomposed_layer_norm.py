@@ -13,16 +13,17 @@ from rewright.passes.fusion.last_axes import (
     check_parameter,
     mean_of,
     normalised_lengths,
+    with_epsilon,
 )
 from rewright.passes.pattern_pass import Match
 from rewright.pattern.values import Value
 
 
 def layer_norm_of(op: Any, x: Any, epsilon: Any, scale: Any, bias: Any, count: Any, share: Any) -> Any:
-    """(x - mean) / sqrt(mean((x - mean)^2) + epsilon) [* scale] [+ bias]; ``count`` and ``share`` as in ``mean_of``."""
+    """(x - mean) / sqrt(mean((x - mean)^2) [+ epsilon]) [* scale] [+ bias]; ``count`` and ``share`` as in ``mean_of``."""
     mean = mean_of(op, x, count, share)
     centred = x - mean
-    variance = mean_of(op, op.square(centred), count, share) + epsilon
+    variance = with_epsilon(op, mean_of(op, op.square(centred), count, share), epsilon)
     root = variance**0.5
     inverse = op.inverse_sqrt(variance)
     normalised = op.any_of(centred / root, inverse * centred)
@@ -50,7 +51,7 @@ def layer_norm_of(op: Any, x: Any, epsilon: Any, scale: Any, bias: Any, count: A
 def check_layer_norm(
     match: Match,
     x: Value,
-    epsilon: Value,
+    epsilon: Value | None,
     scale: Value | None,
     bias: Value | None,
     count: Value | None,

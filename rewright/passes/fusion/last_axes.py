@@ -39,12 +39,26 @@ def check_input(match: Match, op: str, x: Value) -> None:
     match.require(x.dtype is not None and x.dtype.name in FLOATS, f"{op} does not compute in {x.dtype}", x)
 
 
-def check_epsilon(match: Match, epsilon: Value, x: Value) -> None:
-    """Epsilon has to be a positive number that adds no dimensions."""
-    value, shape = epsilon.scalar, epsilon.shape
-    match.require(value is not None, "epsilon is not a constant number", epsilon)
-    match.require(value is not None and math.isfinite(value) and value > 0, f"epsilon is {value}, not positive", epsilon)
-    match.require(shape is not None and len(shape) <= (x.rank or 1), "epsilon has more dimensions than x", epsilon)
+def with_epsilon(op: Any, variance: Pattern, epsilon: Pattern) -> Pattern:
+    """The variance, to which exporters add nothing where epsilon is so small that they take it for 0."""
+    stabilised: Pattern = op.any_of(variance + epsilon, variance)
+    return stabilised
+
+
+def check_epsilon(match: Match, epsilon: Value | None, x: Value) -> None:
+    """Epsilon has to be a number that is not negative, and must add no dimensions."""
+    if epsilon is not None:
+        value, shape = epsilon.scalar, epsilon.shape
+        match.require(value is not None, "epsilon is not a constant number", epsilon)
+        match.require(
+            value is not None and math.isfinite(value) and value >= 0, f"epsilon is {value}, not a number of at least 0", epsilon
+        )
+        match.require(shape is not None and len(shape) <= (x.rank or 1), "epsilon has more dimensions than x", epsilon)
+
+
+def epsilon_of(epsilon: Value | None) -> float:
+    """The number that the op adds. Without any, a row of zeros gives NaN, from the op as well."""
+    return 0.0 if epsilon is None or epsilon.scalar is None else epsilon.scalar
 
 
 def check_count(match: Match, x: Value, lengths: tuple[Dim, ...], count: Value | None, share: Value | None) -> None:

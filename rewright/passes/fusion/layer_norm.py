@@ -7,7 +7,7 @@ from typing import Any, Final
 from rewright.model import opsets
 from rewright.ops.microsoft import DOMAIN
 from rewright.passes.fusion.decomposed_layer_norm import check_layer_norm, layer_norm_of
-from rewright.passes.fusion.last_axes import half_source, normalised_lengths, ones, parameter
+from rewright.passes.fusion.last_axes import epsilon_of, half_source, normalised_lengths, ones, parameter
 from rewright.passes.fusion.residual_sums import check_residual, operands, with_sum
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.passes.session import PassSession
@@ -24,8 +24,8 @@ class LayerNorm(PatternPass):
        as a sum over a constant number.
     2. Scale and bias may be absent (a missing scale becomes ones), of shape (H), (1, H), (1, 1, H), or a number: a constant
        that only broadcasts becomes a copy of the normalised shape.
-    3. Both means must be over the same last axes, with ``keepdims`` or with the axes put back; epsilon must be a positive
-       number.
+    3. Both means must be over the same last axes, with ``keepdims`` or with the axes put back; epsilon must be a number
+       that is not negative, or absent: exporters drop one that they take for 0, and then it is 0.
     4. Refused: a scale or bias that may change the result's shape, unknown lengths where they matter, float64 (the op computes
        in float32), and inner values that are used elsewhere.
     5. Half precision: where a float32 interior is cast back before the scale, the op takes the half-precision input, for
@@ -52,7 +52,7 @@ class LayerNorm(PatternPass):
         self,
         match: Match,
         x: Value,
-        epsilon: Value,
+        epsilon: Value | None,
         scale: Value | None,
         bias: Value | None,
         count: Value | None,
@@ -66,12 +66,12 @@ class LayerNorm(PatternPass):
             )
             match.require(obstacle is None, reason)
 
-    def rewrite(self, op: Any, match: Match, x: Value, epsilon: Value, scale: Value | None, bias: Value | None) -> Any:
+    def rewrite(self, op: Any, match: Match, x: Value, epsilon: Value | None, scale: Value | None, bias: Value | None) -> Any:
         lengths = normalised_lengths(match, x)
         data = x if match.node("narrowed") is None else half_source(x) or x
         made = ones(op, lengths, data) if scale is None else parameter(op, scale, lengths, "scale")
         inputs = (data, made) if bias is None else (data, made, parameter(op, bias, lengths, "bias"))
-        return op.LayerNormalization(*inputs, axis=-len(lengths), epsilon=epsilon.scalar)
+        return op.LayerNormalization(*inputs, axis=-len(lengths), epsilon=epsilon_of(epsilon))
 
     def apply(self, session: PassSession) -> None:
         view = session.view
@@ -104,7 +104,7 @@ class _OfResidual(PatternPass):
         match: Match,
         a: Value,
         b: Value,
-        epsilon: Value,
+        epsilon: Value | None,
         scale: Value | None,
         bias: Value | None,
         count: Value | None,
@@ -115,10 +115,12 @@ class _OfResidual(PatternPass):
         lengths = check_layer_norm(match, total, epsilon, scale, bias, count, share)
         match.require(len(lengths) == 1, "more than the last axis is normalised")
 
-    def rewrite(self, op: Any, match: Match, a: Value, b: Value, epsilon: Value, scale: Value | None, bias: Value | None) -> Any:
+    def rewrite(
+        self, op: Any, match: Match, a: Value, b: Value, epsilon: Value | None, scale: Value | None, bias: Value | None
+    ) -> Any:
         total = match.the_node("sum").outputs[0]
         lengths = normalised_lengths(match, total)
         full, other = operands(a, b) or (a, b)
         gamma = ones(op, lengths, total) if scale is None else parameter(op, scale, lengths, "gamma")
         beta = None if bias is None else parameter(op, bias, lengths, "beta")
-        return with_sum(match, op.SkipLayerNormalization, [full, other, gamma, beta], domain=DOMAIN, epsilon=epsilon.scalar)
+        return with_sum(match, op.SkipLayerNormalization, [full, other, gamma, beta], domain=DOMAIN, epsilon=epsilon_of(epsilon))

@@ -10,11 +10,13 @@ from rewright.passes.fusion.last_axes import (
     check_input,
     check_narrowed,
     check_parameter,
+    epsilon_of,
     half_source,
     mean_square_of,
     normalised_lengths,
     ones,
     parameter,
+    with_epsilon,
 )
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
@@ -29,7 +31,8 @@ class RmsNorm(PatternPass):
        scale before or after the root; the mean as ReduceMean, or as a sum over a constant number.
     2. The scale may be absent (it becomes ones), of shape (H), (1, H), (1, 1, H), or a number. A constant that only
        broadcasts becomes a copy of the normalised shape.
-    3. The mean must be over the last axes, with ``keepdims`` or with the axes put back; epsilon must be a positive number.
+    3. The mean must be over the last axes, with ``keepdims`` or with the axes put back; epsilon must be a number that is
+       not negative, or absent: exporters drop one that they take for 0, and then it is 0.
     4. Refused: a scale that may change the result's shape, unknown lengths where they matter, float64 (the op computes in
        float32), and inner values that are used elsewhere. A bias is not part of the op and stays an Add.
     5. Half precision: where a float32 interior is cast back before the scale, the op takes the half-precision input, for
@@ -50,7 +53,7 @@ class RmsNorm(PatternPass):
     backwards = True
 
     def pattern(self, op: Any, x: Any, epsilon: Any, scale: Any, count: Any, share: Any) -> Any:
-        variance = mean_square_of(op, x, count, share) + epsilon
+        variance = with_epsilon(op, mean_square_of(op, x, count, share), epsilon)
         root = variance**0.5
         inverse = op.inverse_sqrt(variance)
         normalised = op.any_of(x / root, inverse * x)
@@ -65,7 +68,7 @@ class RmsNorm(PatternPass):
         )
 
     def check(
-        self, match: Match, x: Value, epsilon: Value, scale: Value | None, count: Value | None, share: Value | None
+        self, match: Match, x: Value, epsilon: Value | None, scale: Value | None, count: Value | None, share: Value | None
     ) -> None:
         check_input(match, "the op", x)
         check_epsilon(match, epsilon, x)
@@ -74,11 +77,11 @@ class RmsNorm(PatternPass):
         check_parameter(match, "scale", scale, lengths, x.rank)
         check_narrowed(match, x)
 
-    def rewrite(self, op: Any, match: Match, x: Value, epsilon: Value, scale: Value | None) -> Any:
+    def rewrite(self, op: Any, match: Match, x: Value, epsilon: Value | None, scale: Value | None) -> Any:
         lengths = normalised_lengths(match, x)
         data = x if match.node("narrowed") is None else half_source(x) or x
         made = ones(op, lengths, data) if scale is None else parameter(op, scale, lengths, "scale")
-        attributes = {"axis": -len(lengths), "epsilon": epsilon.scalar}
+        attributes = {"axis": -len(lengths), "epsilon": epsilon_of(epsilon)}
         if match.opset >= _STANDARD_SINCE and match.target != "dml":
             return op.RMSNormalization(data, made, **attributes)
         return op.SimplifiedLayerNormalization(data, made, **attributes)

@@ -75,7 +75,8 @@ def rms_norm(
 ):
     """The computation in one of its spellings; the defaults are PyTorch's."""
     variance = mean_square(spell, x, square, mean, axes, keepdims, length)
-    variance = commuted(spell, "Add", variance, spell.number(epsilon, shape=epsilon_shape), swap)
+    if epsilon is not None:
+        variance = commuted(spell, "Add", variance, spell.number(epsilon, shape=epsilon_shape), swap)
     factor = None if form == "none" else spell.array(np.resize(scale, parameter_shape))
     if form == "on-inverse":
         return commuted(spell, "Mul", x, commuted(spell, "Mul", inverse_root(spell, variance, root), factor, swap), swap)
@@ -176,6 +177,14 @@ def test_any_positive_epsilon_is_taken_over(epsilon):
     np.testing.assert_allclose(found, reference(1e-3 * X, np.float32(epsilon)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("opset", [17, 23])
+@pytest.mark.parametrize("epsilon", [None, 0.0])
+def test_without_epsilon_the_op_adds_nothing_and_a_row_of_zeros_stays_nan(epsilon, opset):
+    """Exporters drop an epsilon that they take for 0."""
+    after = assert_fused(model_of(opset, epsilon=epsilon), opset)
+    assert np.isnan(run(after, {"x": np.zeros_like(X)})[0]).all()
+
+
 def test_a_scale_of_one_plus_the_weight():
     """Gemma's: the sum is a constant after folding, and before it a value of a known shape."""
     spell = Spelling(17, shape=SHAPE)
@@ -214,8 +223,8 @@ REFUSALS = [
     ({"axes": (1,)}, "a mean is over the axes [-2], not over the last ones"),
     ({"axes": (0, 2)}, "a mean is over the axes [-3, -1], not over the last ones"),
     ({"square": 3.0}, "is 3, not 2"),
-    ({"epsilon": 0.0}, "epsilon is 0.0, not positive"),
-    ({"epsilon": -1e-5}, "not positive"),
+    ({"epsilon": -1e-5}, "epsilon is -"),
+    ({"epsilon": float("nan")}, "epsilon is nan"),
     ({"epsilon_shape": (3, 1)}, "epsilon is not a constant number"),
     ({"epsilon_shape": (1, 1, 1, 1), "form": "none"}, "epsilon has more dimensions than x"),
 ]
@@ -385,7 +394,7 @@ def test_legal_spellings_are_fused_and_one_illegal_change_refuses(change, seed, 
     if change == "axes":
         legal["axes"] = (1,)
     elif change == "epsilon":
-        legal["epsilon"] = 0.0
+        legal["epsilon"] = -1e-3
     elif change == "exponent":
         legal["square"] = 4.0
     before = model_of(opset, **legal)
@@ -397,6 +406,11 @@ def test_legal_spellings_are_fused_and_one_illegal_change_refuses(change, seed, 
         assert ops(after) == [fused_op(opset)]
     else:
         assert not session.sites
-        expected = {"axes": "the axes [-2]", "epsilon": "epsilon is 0.0", "exponent": "is 4, not 2", "output": "used elsewhere"}
+        expected = {
+            "axes": "the axes [-2]",
+            "epsilon": "epsilon is -0.001",
+            "exponent": "is 4, not 2",
+            "output": "used elsewhere",
+        }
         assert any(expected[change] in item.reason for item in session.rejections)
     parity(before, after, {"x": np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)}, rtol=1e-4, atol=2e-5)
