@@ -32,6 +32,7 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.fusion.gelu_approximation", "GeluApproximation"),
     ("rewright.passes.fusion.gemm_fast_gelu", "GemmFastGelu"),
     ("rewright.passes.fusion.attention", "Attention"),
+    ("rewright.passes.fusion.group_query_attention", "GroupQueryAttention"),
     ("rewright.passes.fusion.multi_head_attention", "MultiHeadAttention"),
     ("rewright.passes.ort.session", "OrtSession"),
 )
@@ -46,8 +47,8 @@ LEVELS: Mapping[str, str] = {
         " identity-elimination, common-subexpression, dead-code"
     ),
     "O2": (
-        "O1, layer-norm, rms-norm, rotary-embedding, attention, multi-head-attention, gelu, fast-gelu, quick-gelu,"
-        " skip-layer-norm, skip-rms-norm, bias-skip-layer-norm, bias-gelu, dead-code"
+        "O1, layer-norm, rms-norm, rotary-embedding, attention, group-query-attention, multi-head-attention, gelu, fast-gelu,"
+        " quick-gelu, skip-layer-norm, skip-rms-norm, bias-skip-layer-norm, bias-gelu, dead-code"
     ),
     "O3": "O2, gelu-approximation, dead-code",
 }

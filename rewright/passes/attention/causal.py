@@ -17,7 +17,7 @@ from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, constant_of, dtype_of, is_small_constant, producer
 from rewright.passes.attention.axes import Axis, Layout, Unproven, length
 from rewright.passes.attention.padding import applied
-from rewright.passes.attention.scores import ABSORBING, Term
+from rewright.passes.attention.scores import Term, absorbing
 from rewright.passes.attention.steps import broadcast, upwards
 from rewright.passes.attention.writing import Writer
 
@@ -41,7 +41,7 @@ class Causal:
 def causal(writer: Writer) -> Causal | None:
     """The causal mask among the terms of the scores, or None where none is proven.
 
-    A masked score counts as -10000 or less. The diagonal is always kept: without ``rest``, each row has a key.
+    What is added to a masked score, or takes its place, is such that no score comes near it. The diagonal is always kept: without ``rest``, each row has a key.
     """
     roles = writer.attention.roles
     if not roles.rows or length(roles.rows) != length(roles.columns):
@@ -57,12 +57,13 @@ def causal(writer: Writer) -> Causal | None:
             rest.append(term)
         else:
             return None
-    return None if total is None else _read(total, tuple(rest))
+    masking = absorbing(writer.attention.scores.product.operands[0])
+    return None if total is None else _read(total, tuple(rest), masking)
 
 
-def _read(total: Steps, rest: tuple[Term, ...]) -> Causal | None:
+def _read(total: Steps, rest: tuple[Term, ...], masking: float) -> Causal | None:
     kept = [value == 0 for value in total.values]
-    if not all(keeps or value <= ABSORBING for keeps, value in zip(kept, total.values, strict=True)):
+    if not all(keeps or value <= masking for keeps, value in zip(kept, total.values, strict=True)):
         return None
     if kept == [False, True] and total.bounds == (0,):
         return Causal(None, rest)

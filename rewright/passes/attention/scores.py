@@ -180,7 +180,7 @@ class _Walk:
             if producer(operand) is None:
                 continue
             masked = scalar(other)
-            if masked is None or not masked <= _absorbing(operand):
+            if masked is None or not masked <= absorbing(operand):
                 for _ in self._through(operand, layout, depth, ()):
                     what = f"{masked}" if masked is not None else f"'{other.name}', which is not a constant number"
                     reason = f"masked scores become {what}, and only a large negative constant is sure to mask"
@@ -201,7 +201,7 @@ class _Walk:
             yield from self._through(node.inputs[index], layout, depth, (Term("at-least", node, number=least),))
 
 
-def _absorbing(tensor: Any) -> float:
+def absorbing(tensor: Any) -> float:
     """From where on, downwards, a number in the place of a score masks it: in half precision, the lowest number does."""
     dtype = dtype_of(tensor)
     return float(np.finfo(dtype).min) if dtype is not None and dtype == np.float16 else ABSORBING
@@ -242,7 +242,7 @@ def _masked_product(product: Any, added: Any) -> tuple[Any, Any, float] | None:
         return None
     for index in (0, 1):
         masked, complement = scalar(other.inputs[index]), producer(other.inputs[1 - index])
-        if masked is None or not masked <= _absorbing(product) or complement is None or complement.op != "Sub":
+        if masked is None or not masked <= absorbing(product) or complement is None or complement.op != "Sub":
             continue
         if scalar(complement.inputs[0]) != 1:
             continue

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from rewright.passes.attention.axes import Unproven
 from rewright.passes.attention.emission import Mask, multi_head
 from rewright.passes.attention.fusing import AttentionPass
+from rewright.passes.attention.standard import obstacle, standard
 from rewright.passes.attention.writing import Writer
 from rewright.pattern.values import Value
 
 
 class MultiHeadAttention(AttentionPass):
-    """softmax(scale * Q K^T + bias) V over heads -> com.microsoft.MultiHeadAttention."""
+    """softmax(scale * Q K^T + bias) V over heads -> com.microsoft.MultiHeadAttention, or ai.onnx Attention from opset 23 on.
+
+    1. ai.onnx Attention is what the target portable gets, and the target cpu too, where its kernel was measured to be faster. It
+       takes soft caps, keys and values that heads share, and ``is_causal`` where the mask is proven to be that.
+    2. It is not used where a row might be masked as a whole and come out otherwise than from Softmax: such masks keep
+       MultiHeadAttention, or the nodes they had.
+    3. For MultiHeadAttention, shared keys and values are repeated; a soft cap is refused.
+
+    Sources: ONNX operator Attention, versions 23 and 24; ONNX Runtime contrib operator MultiHeadAttention, version 1.
+    """
 
     name = "multi-head-attention"
     exactness = "reassociating"
@@ -21,4 +32,10 @@ class MultiHeadAttention(AttentionPass):
     mask: Mask = Field(default="auto", description="How a padding mask is given.")
 
     def write(self, writer: Writer) -> Value:
+        if writer.target in ("cpu", "portable"):
+            against = obstacle(writer)
+            if against is None:
+                return standard(writer)
+            if writer.target == "portable":
+                raise Unproven(against, writer.attention.softmax)
         return multi_head(writer, self.mask)

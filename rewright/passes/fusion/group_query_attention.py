@@ -1,0 +1,40 @@
+"""The ``group-query-attention`` pass."""
+
+from __future__ import annotations
+
+from rewright.passes.attention.axes import Unproven
+from rewright.passes.attention.fusing import AttentionPass
+from rewright.passes.attention.grouped import group_query
+from rewright.passes.attention.standard import obstacle
+from rewright.passes.attention.writing import Writer
+from rewright.pattern.values import Value
+
+
+class GroupQueryAttention(AttentionPass):
+    """softmax(cap(scale * Q K^T) + bias) V, heads sharing keys and values -> com.microsoft.GroupQueryAttention.
+
+    Q is (B, S, N*H), K and V are (B, S, G*H), and head n of the queries uses head n // (N / G) of K and V, however the model
+    repeats them. cap(x) is x, or softcap * tanh(x / softcap).
+
+    Taken where it is the fastest legal op, as measured on the CPU:
+
+    1. G < N, or a mask that is proven to be causal (``causal=1``, with a window ``local_window_size``), or a soft cap. Any other
+       mask is the additive ``attention_bias`` of ``causal=0``.
+    2. As many keys as queries, by the shapes; keys and values of one head size, a multiple of 8.
+    3. Not where the opset of the model has ai.onnx Attention and it may be used: ``multi-head-attention`` emits that, which is
+       faster.
+    4. Target cpu. The kernel ends the process for an empty batch.
+
+    Source: ONNX Runtime contrib operator GroupQueryAttention, version 1.
+    """
+
+    name = "group-query-attention"
+    exactness = "reassociating"
+    emits = ("com.microsoft.GroupQueryAttention",)
+    after = ("attention", "rotary-embedding")
+    before = ("multi-head-attention",)
+
+    def write(self, writer: Writer) -> Value:
+        if obstacle(writer) is None:
+            raise Unproven("ai.onnx Attention, which multi-head-attention emits at this opset, is faster")
+        return group_query(writer)
