@@ -10,8 +10,6 @@ from rewright.model.facts import attribute, dtype_of, producer, shape_of
 from rewright.model.names import scope_of
 from rewright.ops.microsoft import DOMAIN
 from rewright.ops.targets import unsupported
-from rewright.passes.cleanup.dimensions import Size
-from rewright.passes.cleanup.shape_sweep import ShapeSweep
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.rotary.caches import Caches
 from rewright.passes.rotary.emission import FIRST_TWO, HEADS, POSITIONS, Emission, Layout
@@ -20,6 +18,9 @@ from rewright.passes.rotary.repair import narrow_operands, widened
 from rewright.passes.rotary.rotation import Cache, NoRotation, Rotation, find, summing_nodes
 from rewright.passes.rotary.terms import LEAD, Terms
 from rewright.passes.session import PassSession
+from rewright.shapes.dimensions import Size
+from rewright.shapes.terms import term_of
+from rewright.shapes.walk import shapes_of
 
 _OP: Final = "RotaryEmbedding"
 _STANDARD_SINCE: Final = 23
@@ -54,17 +55,15 @@ class RotaryEmbedding(GraphPass):
     exactness = "reassociating"
     emits = ("com.microsoft.RotaryEmbedding",)
     after = ("constant-folding", "rms-norm", "layer-norm")
+    before = ("multi-head-attention", "attention")
 
     def run(self, session: PassSession) -> None:
         if not any(_may_rotate(node) for graph in session.view.graphs() for node in graph.nodes):
             return
         session.ensure_facts()
-        sweep = ShapeSweep(session)
-        sweep.graph(session.view.graph)
-        search = _Search(session, sweep)
+        search = _Search(session)
         for graph in list(session.view.graphs()):
             search.graph(graph)
-        sweep.values.forget_input_names()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +77,9 @@ class _Site:
 
 
 class _Search:
-    def __init__(self, session: PassSession, sweep: ShapeSweep) -> None:
-        self._session, self._values = session, sweep.values
-        self._moves = Moves(sweep.values)
+    def __init__(self, session: PassSession) -> None:
+        self._session = session
+        self._moves = Moves(shapes_of(session.view))
 
     def graph(self, graph: Any) -> None:
         """Finds the rotations of one graph, the outermost nodes first, and then replaces them from the first on."""
@@ -137,9 +136,9 @@ class _Search:
         cos, sin = (self._lead(cache) for cache in (rotation.cos, rotation.sin))
         if dims is not None and cos is not None and cos == sin:
             for positions, others in ((POSITIONS, HEADS), (HEADS, POSITIONS)):
-                if cos[others] == 1 and cos[0] in (1, dims[0]) and self._same(cos[positions], dims[positions]):
+                if cos[others] == 1 and cos[0] in (1, dims[0]) and _same(cos[positions], dims[positions]):
                     return Layout(positions, cos[0] != 1, tuple(dims))
-            if cos[HEADS] == cos[POSITIONS] == 1 and self._same(cos[0], dims[0]):
+            if cos[HEADS] == cos[POSITIONS] == 1 and _same(cos[0], dims[0]):
                 return Layout(0, False, tuple(dims))
         shapes = [shape_of(tensor) for tensor in (rotation.x, rotation.cos.source.tensor, rotation.sin.source.tensor)]
         shown = [f"({', '.join('?' if dim is None else str(dim) for dim in shape or ())})" for shape in shapes]
@@ -155,12 +154,6 @@ class _Search:
             return None
         lead: list[Size] = list(dims[: len(dims) - Terms.count(tensor)])
         return [lead[0], 1, lead[1]] if cache.source.by_position else [*[1] * (LEAD - len(lead)), *lead]
-
-    def _same(self, length: Size, wanted: Size) -> bool:
-        """Whether a cache has a row for each position, or fewer and then the model could not be computed anyway."""
-        if length == wanted:
-            return True
-        return self._values.bound_of(length) == wanted and length != self._values.smaller(wanted, 1)
 
     def _require_op(self, rotation: Rotation, layout: Layout, opset: int) -> None:
         """Refuses what the op of the target does not take."""
@@ -218,6 +211,22 @@ class _Search:
             editor.remove(maker)
             value, maker = source, producer(source)
         return removed
+
+
+def _same(length: Size, wanted: Size) -> bool:
+    """Whether a cache has a row for each position, or fewer (but not one) and then the model could not be computed anyway.
+
+    ``wanted`` is a dimension, so a Slice from 0 to it takes min(wanted, rows).
+    """
+    if length == wanted:
+        return True
+    capped, cut = term_of(length, "min"), term_of(length, "sliced")
+    if capped is not None:
+        return wanted in capped.arguments and any(isinstance(cap, int) and cap > 1 for cap in capped.arguments)
+    if cut is None:
+        return False
+    start, end, rows = cut.arguments
+    return start == 0 and end == wanted and isinstance(rows, int) and rows > 1
 
 
 def _may_rotate(node: Any) -> bool:

@@ -21,10 +21,10 @@ from rewright.model.facts import (
 from rewright.model.graph import state_of
 from rewright.model.names import Names
 from rewright.ops.microsoft import DOMAIN
-from rewright.passes.cleanup.dimensions import Size
 from rewright.passes.rotary.caches import Caches
 from rewright.passes.rotary.rotation import Cache, Rotation
 from rewright.passes.rotary.terms import Terms
+from rewright.shapes.dimensions import Size
 
 _SLICE_HAS_INPUTS: Final = 10
 _RESHAPE_HAS_ALLOWZERO: Final = 14

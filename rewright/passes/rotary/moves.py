@@ -11,8 +11,8 @@ import numpy as np
 
 from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, constant_of, dtype_of, is_small_constant, producer, shape_of
-from rewright.passes.cleanup.dimensions import Size
-from rewright.passes.cleanup.shape_values import ShapeValues
+from rewright.shapes.dimensions import Size
+from rewright.shapes.walk import Shapes
 
 Index = np.ndarray[Any, Any]
 
@@ -51,12 +51,12 @@ def ints(node: Any, name: str, index: int) -> list[int] | None:
 class Moves:
     """Reads moves, for values whose first axes are to stay as they are."""
 
-    def __init__(self, values: ShapeValues) -> None:
-        self._values = values
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
 
     def dims(self, tensor: Any) -> list[Size] | None:
         """The dimensions as sizes that can be compared."""
-        return self._values.dims_of(tensor)
+        return self._shapes.dims(tensor)
 
     def of(self, tensor: Any, count: int) -> Move | None:
         """How the elements over the last ``count`` axes got there, if by a move that leaves the axes before alone."""
