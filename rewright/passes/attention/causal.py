@@ -41,7 +41,7 @@ class Causal:
 def causal(writer: Writer) -> Causal | None:
     """The causal mask among the terms of the scores, or None where none is proven.
 
-    What is added to a masked score, or takes its place, is such that no score comes near it. The diagonal is always kept: without ``rest``, each row has a key.
+    What masks a score is such that no score comes near it. The diagonal is always kept: without ``rest``, each row has a key.
     """
     roles = writer.attention.roles
     if not roles.rows or length(roles.rows) != length(roles.columns):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rewright.model.facts import attribute, constant_of, dtype_of, shape_of
+from rewright.model.facts import Dim, attribute, constant_of, dtype_of, shape_of
 from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, length, number, size_of
 from rewright.passes.attention.operands import Place, Step
 from rewright.passes.attention.recognition import Attention
@@ -66,8 +66,6 @@ class Writer:
             return 10 + len(place.steps) if present < needed and not _has_rotary(place) else _IMPOSSIBLE
         if layout == wanted:
             return len(place.steps)
-        if _has_rotary(place):
-            return _IMPOSSIBLE
         return len(place.steps) + (1 if _flat(layout) == _flat(wanted) else 2)
 
     def rows(self, place: Place, wanted: Layout, heads: Axis) -> Value:
@@ -100,7 +98,9 @@ class Writer:
 
     def _rotated(self, value: Value, step: Step, wanted: Layout, heads: Axis) -> Value:
         size = wanted[2][len(heads) :]
-        if self.axes.resolve(step.layout) != (wanted[0], heads, wanted[1], size):
+        # Heads that only repeat others turn like them.
+        held = tuple(tuple(atom for atom in axis if atom in _flat(wanted)) for axis in self.axes.resolve(step.layout))
+        if held != (wanted[0], heads, wanted[1], size):
             raise Unproven("the rotary embedding is not over (batch, heads, sequence, head size)", step.node)
         node = step.node
         made: Value = self.op.RotaryEmbedding(
@@ -112,7 +112,7 @@ class Writer:
             rotary_embedding_dim=attribute(node, "rotary_embedding_dim"),
             scale=attribute(node, "scale"),
         )
-        made.tensor.dtype, made.tensor.shape = dtype_of(value.tensor), list(shape_of(value.tensor) or ()) or None
+        made.tensor.dtype, made.tensor.shape = dtype_of(value.tensor), [dim_of(_whole(axis)) for axis in wanted]
         return made
 
     def relaid(self, value: Value, layout: Layout, wanted: Layout) -> Value:
@@ -262,6 +262,14 @@ def numbers(axis: Iterable[Atom]) -> list[int]:
     if not all(isinstance(size, int) for size in found):
         raise Unproven("the heads or their size are not known")
     return [size for size in found if isinstance(size, int)]
+
+
+def dim_of(size: Size) -> Dim:
+    """A length as a dimension of a value's shape; None if nothing is known of it."""
+    if isinstance(size, int):
+        return size
+    text = str(size)
+    return None if "unknown" in text else text
 
 
 def _has_rotary(place: Place) -> bool:
