@@ -12,8 +12,8 @@ from rewright.model.edit import domain_of
 from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
 from rewright.passes.attention.axes import Axis, Layout, Unproven, length
 from rewright.passes.attention.scores import Term
-from rewright.passes.attention.steps import broadcast
-from rewright.passes.attention.writing import Writer, numbers
+from rewright.passes.attention.steps import over
+from rewright.passes.attention.writing import Writer, fact_of, numbers
 from rewright.pattern.values import Value
 
 _MOST_ELEMENTS: Final = 1 << 22
@@ -28,11 +28,15 @@ def bias(writer: Writer) -> Value | None:
     attention = writer.attention
     made: Value | None = None
     key: tuple[Any, ...] = ("bias",)
+    loose = False
     for term in map(unexpanded, attention.scores.terms):
         if term.kind == "multiply" and made is None:
             continue
         key = (*key, term.kind, term.number, _mark(writer, term))
         made = _step(writer, term, made, key)
+        loose = loose or term.loose
+    if made is not None and loose:
+        writer.shared.loose.add(id(made.tensor))
     return made
 
 
@@ -41,10 +45,12 @@ def unexpanded(term: Term) -> Term:
     node = producer(term.value) if term.value is not None else None
     while node is not None and node.op == "Expand" and not domain_of(node):
         try:
-            layout = broadcast(term.layout, node.inputs[0])
+            layout, loose = over(term.level or term.layout, node.inputs[0])
         except Unproven:
             break
-        term = replace(term, value=node.inputs[0], layout=layout)
+        if loose > term.loose:
+            break
+        term = replace(term, value=node.inputs[0], layout=layout, loose=loose)
         node = producer(term.value)
     return term
 
@@ -54,7 +60,8 @@ def whole(writer: Writer, made: Value) -> Value:
     roles = writer.attention.roles
     shape = made.shape or ()
     sizes = [1, 1, *(length(axis) or 1 for axis in (roles.rows, roles.columns))]
-    missing = [axis for axis in (2, 3) if shape[axis] == 1 and sizes[axis] != 1]
+    loose = id(made.tensor) in writer.shared.loose
+    missing = [axis for axis in (2, 3) if (loose or shape[axis] == 1) and sizes[axis] != 1]
     if not missing:
         return made
     key = ("whole", id(made.tensor), *missing)
@@ -65,7 +72,7 @@ def whole(writer: Writer, made: Value) -> Value:
         else:
             lengths = writer.op.Concat(*(writer.length(size) for size in target), axis=0)
         expanded = writer.op.Expand(made, lengths)
-        expanded.tensor.shape = [*(shape[:2]), *(_text(size) for size in sizes[2:])]
+        expanded.tensor.shape = [*(shape[:2]), *map(fact_of, sizes[2:])]
         expanded.tensor.dtype = made.dtype
         _keep(writer, key, expanded)
     return writer.shared.values[key]
@@ -138,9 +145,30 @@ def _laid_out(writer: Writer, term: Term) -> Value:
     value = Value(term.value)
     if value.is_constant and is_small_constant(term.value, _MOST_ELEMENTS) and not partial:
         return _constant(writer, term, layout, targets)
+    if term.loose:
+        return _as_it_is(writer, term, value, targets)
     # A scalar or a vector has fewer axes than the layout that it is broadcast to.
     layout = layout[len(layout) - (value.rank or 0) :] if value.rank is not None else layout
     return writer.spread(value, layout, targets, whole=False)
+
+
+def _as_it_is(writer: Writer, term: Term, value: Value, targets: tuple[Axis, ...]) -> Value:
+    """A value of which some axes may be whole or of length 1: it can be combined with others, but not be relaid.
+
+    Raises:
+        Unproven: it would have to be.
+    """
+    if writer.axes.resolve(term.level) != targets:
+        raise Unproven(f"which axes '{term.value.name}' has is not known", term.node)
+    missing = list(range(4 - (value.rank or 0)))
+    if not missing:
+        return value
+    made: Value
+    if writer.opset >= 13:
+        made = writer.op.Unsqueeze(value, writer.op.constant(np.array(missing, np.int64), "axes"))
+    else:
+        made = writer.op.Unsqueeze(value, axes=missing)
+    return made
 
 
 def _constant(writer: Writer, term: Term, layout: Layout, targets: tuple[Axis, ...]) -> Value:
@@ -153,7 +181,3 @@ def _constant(writer: Writer, term: Term, layout: Layout, targets: tuple[Axis, .
         return Value(term.value)
     made: Value = writer.op.constant(fine.transpose([atoms.index(atom) for atom in order]).reshape(shape), "bias")
     return made
-
-
-def _text(size: Any) -> Any:
-    return size if isinstance(size, int) else str(size)

@@ -9,13 +9,13 @@ from onnx import TensorProto
 
 from rewright.model.facts import dtype_of, shape_of
 from rewright.ops.microsoft import DOMAIN
-from rewright.passes.attention.axes import Layout, Unproven, number
+from rewright.passes.attention.axes import Axis, Layout, Unproven, number
 from rewright.passes.attention.bias import bias, whole
 from rewright.passes.attention.guard import guarded
 from rewright.passes.attention.operands import Place
 from rewright.passes.attention.padding import Padding, padding
 from rewright.passes.attention.projection import Projection, projection
-from rewright.passes.attention.writing import Writer
+from rewright.passes.attention.writing import Writer, fact_of
 from rewright.pattern.values import Value
 
 Mask = Literal["auto", "raw", "bias"]
@@ -54,7 +54,7 @@ def multi_head(writer: Writer, mask: Mask) -> Value:
         scale=attention.scores.scale * queries.scale * keys.scale,
         mask_filter_value=None if padded is None else padded.filtered,
     )
-    return _finished(writer, made, inputs[0], number(wanted[2][2]), added)
+    return _finished(writer, made, inputs[0], wanted[2][2], added)
 
 
 def _heads_first(writer: Writer, keys: Place, values: Place, wanted: tuple[Layout, ...]) -> tuple[Place, Place] | None:
@@ -106,7 +106,7 @@ def packed(writer: Writer, mask: Mask) -> Value:
         qkv_hidden_sizes=None if len(set(widths)) == 1 else widths,
         mask_filter_value=None if padded is None else padded.filtered,
     )
-    return _finished(writer, made, source, widths[2], added)
+    return _finished(writer, made, source, roles.heads + roles.value_size, added)
 
 
 def _check_uncapped(writer: Writer) -> None:
@@ -116,10 +116,11 @@ def _check_uncapped(writer: Writer) -> None:
         raise Unproven(reason, writer.attention.softmax)
 
 
-def _finished(writer: Writer, made: Value, rows: Value, width: int | None, added: Value | None) -> Value:
+def _finished(writer: Writer, made: Value, rows: Value, value_heads: Axis, added: Value | None) -> Value:
+    """The result, whose facts are set, with its guard."""
+    roles = writer.attention.roles
     made.tensor.dtype = dtype_of(rows.tensor)
-    first = shape_of(rows.tensor) or (None, None)
-    made.tensor.shape = [first[0], first[1], width]
+    made.tensor.shape = [fact_of(writer.whole(axis)) for axis in (roles.batch, roles.rows, value_heads)]
     return guarded(writer, made, added)
 
 

@@ -18,6 +18,7 @@ from rewright.passes.attention.writing import Writer
 from rewright.pattern.values import Value
 
 _HEAD_SIZE_MULTIPLE: Final = 8
+_PAD_WITH_INPUTS_SINCE: Final = 11
 _SHORT: Final = 512
 """Up to this length GroupQueryAttention was measured to be faster than MultiHeadAttention over repeated keys, without a mask."""
 
@@ -80,6 +81,10 @@ def group_query(writer: Writer) -> Value:
     heads, groups = attention.head_count, number(key_heads(writer))
     _check(writer, groups, mask)
     inputs, scale = operands(writer)
+    size, value_size = number(roles.size) or 0, number(roles.value_size) or 0
+    width = -(-max(size, value_size) // _HEAD_SIZE_MULTIPLE) * _HEAD_SIZE_MULTIPLE
+    counts = zip(inputs, (heads, groups or 0, groups or 0), (size, size, value_size), strict=True)
+    inputs = [_widened(writer, value, count, held, width) for value, count, held in counts]
     added = bias(writer) if mask is None else None
     optional = [None, None, *_lengths(writer, inputs[0])]
     if added is not None:
@@ -95,7 +100,31 @@ def group_query(writer: Writer) -> Value:
         causal=0 if mask is None else 1,
         local_window_size=None if mask is None else mask.window,
     )
-    return finished(writer, made, inputs[0], number(roles.heads + roles.value_size), added)
+    made = _narrowed(writer, made, heads, width, value_size)
+    return finished(writer, made, inputs[0], heads * value_size, added)
+
+
+def _widened(writer: Writer, value: Value, heads: int, size: int, width: int) -> Value:
+    """Each head with zeros behind it, up to ``width``: they add nothing to a score."""
+    if size == width:
+        return value
+    op = writer.op
+    split = op.Reshape(value, op.constant(np.array([0, 0, heads, size], np.int64), "split"))
+    padded = op.Pad(split, op.constant(np.array([0] * 7 + [width - size], np.int64), "zeros"))
+    made: Value = op.Reshape(padded, op.constant(np.array([0, 0, heads * width], np.int64), "joined"))
+    made.tensor.shape = [*(shape_of(value.tensor) or (None, None))[:2], heads * width]
+    return made
+
+
+def _narrowed(writer: Writer, value: Value, heads: int, width: int, size: int) -> Value:
+    """The first ``size`` elements of each head."""
+    if size == width:
+        return value
+    op = writer.op
+    split = op.Reshape(value, op.constant(np.array([0, 0, heads, width], np.int64), "split"))
+    bounds = (op.constant(np.array([number], np.int64), "bound") for number in (0, size, 3))
+    made: Value = op.Reshape(op.Slice(split, *bounds), op.constant(np.array([0, 0, heads * size], np.int64), "joined"))
+    return made
 
 
 def _check(writer: Writer, groups: int | None, mask: Causal | None) -> None:
@@ -109,10 +138,17 @@ def _check(writer: Writer, groups: int | None, mask: Causal | None) -> None:
         raise Unproven("each head has keys of its own, and the mask is not just causal: MultiHeadAttention is as fast")
     if length(roles.rows) != length(roles.columns):
         raise Unproven("GroupQueryAttention needs as many keys as queries, which is not known here", attention.softmax)
-    if size is None or size % _HEAD_SIZE_MULTIPLE:
+    if size is None or number(roles.value_size) is None:
+        raise Unproven("the head size is not known", attention.softmax)
+    # Heads filled up with zeros are worth it where no other op has a soft cap.
+    if attention.scores.softcap is None and size % _HEAD_SIZE_MULTIPLE:
         raise Unproven(f"GroupQueryAttention needs a head size that is a multiple of 8, not {size}", attention.softmax)
-    if number(roles.value_size) != size:
+    if attention.scores.softcap is None and number(roles.value_size) != size:
         raise Unproven("the values have another head size than the keys", attention.softmax)
+    if writer.opset < _PAD_WITH_INPUTS_SINCE:
+        raise Unproven(
+            f"the model is at opset {writer.opset}, and the nodes around the op are written for 11 on", attention.softmax
+        )
     rows = number(roles.rows)
     if not attention.scores.terms and attention.scores.softcap is None and rows is not None and rows > _SHORT:
         raise Unproven(f"without a mask, MultiHeadAttention over repeated keys is faster for {rows} positions")

@@ -48,6 +48,8 @@ def padding(writer: Writer) -> Padding | None:
     if len(terms) != 1 or terms[0].kind not in ("add", "keep-where", "mask-where") or attention.guard:
         return None
     term = unexpanded(terms[0])
+    if term.loose:
+        return None
     walk = _Pointwise(writer)
     try:
         values = walk.values(term.value, term.layout, 0)

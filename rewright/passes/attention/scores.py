@@ -12,7 +12,7 @@ from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, is_small_constant, producer
 from rewright.passes.attention.axes import Axes, Layout, Unproven
 from rewright.passes.attention.products import Product, is_product, product_above
-from rewright.passes.attention.steps import broadcast, upwards
+from rewright.passes.attention.steps import broadcast, over, upwards
 
 _LONGEST: Final = 16
 _MOST_FACTORS: Final = 1 << 12
@@ -31,6 +31,7 @@ class Term:
         kind: "add", "subtract": of ``value``. "keep-where": scores where ``value`` holds, ``number`` elsewhere; "mask-where": the
             reverse. "multiply": of everything so far by ``number``. "at-least": no less than ``number``.
         value: the tensor, if any; layout: its layout where it meets the scores.
+        loose: whether an axis that the layout has may be of length 1; the layout of the scores is then ``level``.
     """
 
     kind: Kind
@@ -38,6 +39,8 @@ class Term:
     value: Any = None
     layout: Layout = ()
     number: float = 0.0
+    loose: bool = False
+    level: Layout = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ class _Walk:
                     for found in self._through(scores, layout, depth + 1, (term,)):
                         yield replace(found, interior=(*found.interior, (operand, layout)))
                     continue
-                term = Term(kind, node, other, broadcast(layout, other))
+                held, loose = over(layout, other)
+                term = Term(kind, node, other, held, loose=loose, level=layout)
                 yield from self._through(operand, layout, depth, (term,))
             except Unproven as unproven:
                 self._failed(unproven, depth)
@@ -187,7 +191,8 @@ class _Walk:
                     self._failed(Unproven(reason, node), depth + _LONGEST)
                     break
                 continue
-            term = Term(kind, node, condition, broadcast(layout, condition), masked)  # type: ignore[arg-type]
+            held, loose = over(layout, condition)
+            term = Term(kind, node, condition, held, masked, loose, layout)  # type: ignore[arg-type]
             yield from self._through(operand, layout, depth, (term,))
 
     def _at_least(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:

@@ -83,6 +83,28 @@ def broadcast(layout: Layout, operand: Any) -> Layout:
     return tuple(found)
 
 
+def over(layout: Layout, operand: Any) -> tuple[Layout, bool]:
+    """The layout of an operand that is broadcast to ``layout``, taking axes of unknown length for whole ones.
+
+    Returns:
+        the layout, and whether an axis of it may just as well have the length 1.
+
+    Raises:
+        Unproven: the operand has more axes than the layout, or its rank is not known.
+    """
+    try:
+        return broadcast(layout, operand), False
+    except Unproven:
+        sizes = sizes_of(operand)
+        missing = len(layout) - len(sizes)
+        if missing < 0 or any(
+            isinstance(size, int) and size != 1 and isinstance(length(axis), int) and length(axis) != size
+            for size, axis in zip(sizes, layout[missing:], strict=True)
+        ):
+            raise
+        return tuple(() if size == 1 else axis for size, axis in zip(sizes, layout[missing:], strict=True)), True
+
+
 def equal_where_broadcast(size: Size, whole: Size) -> bool:
     """Whether an operand's axis has the length of the result's, given that the operand can be broadcast to the result.
 

@@ -15,7 +15,7 @@ from rewright.passes.attention.recognition import Attention
 from rewright.passes.contract import Target
 from rewright.pattern.builder import Builder
 from rewright.pattern.values import Value
-from rewright.shapes.dimensions import Size
+from rewright.shapes.dimensions import Size, dim_of
 
 _IMPOSSIBLE: Final = 1000
 
@@ -26,6 +26,7 @@ class Shared:
 
     graph: Any
     values: dict[Any, Value] = field(default_factory=dict)
+    loose: set[int] = field(default_factory=set)  # values of which an axis may be whole or of length 1
     held: list[Any] = field(default_factory=list)  # so that no identity in a key is given away again
 
 
@@ -112,7 +113,7 @@ class Writer:
             rotary_embedding_dim=attribute(node, "rotary_embedding_dim"),
             scale=attribute(node, "scale"),
         )
-        made.tensor.dtype, made.tensor.shape = dtype_of(value.tensor), [dim_of(_whole(axis)) for axis in wanted]
+        made.tensor.dtype, made.tensor.shape = dtype_of(value.tensor), [fact_of(_whole(axis)) for axis in wanted]
         return made
 
     def relaid(self, value: Value, layout: Layout, wanted: Layout) -> Value:
@@ -223,6 +224,10 @@ class Writer:
                     return tensor, axis
         raise Unproven(f"no value has an axis of the length {size}", self.attention.softmax)
 
+    def whole(self, axis: Axis) -> Size:
+        """The length of an axis."""
+        return _whole(self.axes.atoms(axis))
+
     def sizes(self, layout: Layout) -> list[Size]:
         """The lengths of the axes of a value that will be taken away; each can be measured.
 
@@ -264,12 +269,9 @@ def numbers(axis: Iterable[Atom]) -> list[int]:
     return [size for size in found if isinstance(size, int)]
 
 
-def dim_of(size: Size) -> Dim:
+def fact_of(size: Size) -> Dim:
     """A length as a dimension of a value's shape; None if nothing is known of it."""
-    if isinstance(size, int):
-        return size
-    text = str(size)
-    return None if "unknown" in text else text
+    return None if "unknown" in str(size) else dim_of(size)
 
 
 def _has_rotary(place: Place) -> bool:
