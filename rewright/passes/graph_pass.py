@@ -13,13 +13,15 @@ import onnx_graphsurgeon as gs
 from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness, Pass
 from rewright.passes.session import PassSession, label
+from rewright.shapes.walk import forget, shapes_of
 
 
 class GraphPass(Pass):
     """Edits the view. Record what you do with ``session.record`` (sites) and ``session.reject`` (rejections).
 
     Class facts:
-        keeps_facts: the pass makes no value whose dtype or shape would have to be inferred again.
+        keeps_facts: all that the pass does is put new nodes in the place of old ones that gave the same values. Where that is not
+            said, every node is visited again when facts are asked for.
     """
 
     keeps_facts: ClassVar[bool] = False
@@ -33,7 +35,7 @@ class GraphPass(Pass):
         self.run(session)
         session.editor.finish()
         if len(session.sites) > before and not self.keeps_facts:
-            session.view.facts_stale = True
+            shapes_of(session.view).revisit()
 
 
 class ModelPass(Pass):
@@ -96,7 +98,7 @@ class FunctionPass(Pass):
             if removed or added or changed or _values(graph) != values:
                 site = session.record(graph, [*removed, *changed], added)
                 session.sites[-1] = replace(site, added=(*site.added, *map(label, changed)))
-        session.view.facts_stale = True
+        forget(session.view)
 
 
 def _signatures(graph: gs.Graph) -> dict[int, tuple[Any, ...]]:

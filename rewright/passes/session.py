@@ -61,10 +61,14 @@ class PassSession:
         return Names(self.view)
 
     def ensure_facts(self) -> None:
-        """Makes dtypes and shapes known: where onnx's inference finds them, through fused ops by what their contracts say, and
-        by the symbolic rules of ``rewright.shapes``. What is known already is not inferred again."""
-        facts.ensure(self.view, lambda model: lower(model, every=True))
-        shapes_of(self.view).refresh()
+        """Makes dtypes and shapes known: by the rules of ``rewright.shapes``, and where those leave something open, by onnx's
+        inference, through fused ops by what their contracts say. What is known already is not inferred again."""
+        shapes = shapes_of(self.view)
+        shapes.refresh()
+        if shapes.lacks_something and self.view.facts_stale:
+            facts.ensure(self.view, lambda model: lower(model, every=True))
+            shapes.revisit()
+            shapes.refresh()
         if self.view.facts_problem:
             note = f"shape inference failed, so that only the exporter's own shapes are known: {self.view.facts_problem}"
             if note not in self.notes:

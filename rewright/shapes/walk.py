@@ -51,6 +51,7 @@ class Shapes:
         self.opset = 0
         self._view = view
         self._graph: Any = None
+        self.lacks_something = False
         self._names = NameTable()
         self._dimensions: set[Size] = set()
         self._queue: deque[tuple[Any, Any]] = deque()
@@ -157,9 +158,17 @@ class Shapes:
                 break
             self._settle()
 
+    def revisit(self) -> None:
+        """Lets every node be visited again; what is known stays."""
+        self.lacks_something = False
+        for graph in self._view.graphs():
+            for node in graph.nodes:
+                node.__dict__["inferred"] = None
+
     def note(self, tensor: Any) -> None:
         """More is known about the value than its readers have seen."""
-        tensor.__dict__.pop("items", None)
+        if isinstance(tensor, gs.Constant):
+            tensor.__dict__.pop("items", None)
         for node in tensor.outputs:
             node.__dict__["inferred"] = None
 
@@ -171,6 +180,8 @@ class Shapes:
             for dim in tensor.shape or ():
                 self._names.fix(size_of(dim))  # a signature is not changed by what is learnt
         for node in graph.nodes:
+            if not getattr(node, "alive", True):
+                continue
             if node_has_bodies(node):
                 for body in node.subgraphs():
                     self._start(body)
@@ -205,7 +216,14 @@ class Shapes:
             if not domain and rule is None and not node_has_bodies(node):
                 infer_outputs(node, self.opset)
         for tensor in node.outputs:
-            if tensor.shape is not None and None in tensor.shape and tensor.name:
+            if not tensor.name or not isinstance(tensor, gs.Variable):
+                continue
+            if tensor.shape is None or tensor.dtype is None:
+                self.lacks_something = True
+                if domain:
+                    self._view.facts_stale = True  # onnx may know it through a function, or through the op's contract
+            elif any(map(is_vague, tensor.shape)):
+                self.lacks_something = True
                 self.dims(tensor)
         if not domain and self._evaluate(node):
             improved = True

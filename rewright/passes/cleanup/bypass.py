@@ -8,8 +8,9 @@ import onnx_graphsurgeon as gs
 
 from rewright.model.facts import producer, shape_of
 from rewright.model.graph import state_of
-from rewright.passes.cleanup.reinference import is_vague
 from rewright.passes.session import PassSession
+from rewright.shapes.dimensions import is_vague
+from rewright.shapes.walk import shapes_of
 
 
 def bypass(session: PassSession, node: Any, source: Any) -> str | None:
@@ -25,10 +26,10 @@ def bypass(session: PassSession, node: Any, source: Any) -> str | None:
     maker = producer(source)
     added: list[Any] = []
     if not editor.is_graph_output(output):
-        share_facts(output, source)
+        share_facts(session, output, source)
         editor.redirect(output, source, node)
     elif maker is not None and editor.graph_of(maker) is graph and not editor.is_graph_output(source):
-        share_facts(source, output)
+        share_facts(session, source, output)
         feeders = take_out(session, node)
         index = next(index for index, tensor in enumerate(maker.outputs) if tensor is source)
         editor.take_output(output, maker, index)
@@ -50,6 +51,7 @@ def become_constants(session: PassSession, node: Any, values: dict[int, Any]) ->
     for tensor in node.outputs:
         if id(tensor) in values:
             make_initializer(graph, tensor, values[id(tensor)])
+            shapes_of(session.view).note(tensor)
     session.record(graph, [node, *remove_unused(session, feeders)], [])
 
 
@@ -76,7 +78,7 @@ def remove_unused(session: PassSession, nodes: list[Any]) -> list[Any]:
     )
 
 
-def share_facts(known: Any, other: Any) -> None:
+def share_facts(session: PassSession, known: Any, other: Any) -> None:
     """Both values are equal: what is known about one holds for the other. Inputs stay as they are declared."""
     if not isinstance(other, gs.Variable) or not other.inputs:
         return
@@ -87,3 +89,5 @@ def share_facts(known: Any, other: Any) -> None:
         other.shape = known.shape
     elif theirs is not None and len(mine) == len(theirs):
         other.shape = [new if is_vague(old) and new is not None else old for old, new in zip(mine, theirs, strict=True)]
+    if shape_of(other) != mine:
+        shapes_of(session.view).note(other)

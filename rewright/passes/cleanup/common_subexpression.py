@@ -104,7 +104,7 @@ class _Merger:
         renamed: list[tuple[int, Any]] = []
         for index, (old, new) in enumerate(zip(list(node.outputs), list(first.outputs), strict=True)):
             if old.name:
-                share_facts(old, new)
+                share_facts(self._session, old, new)
                 if editor.is_graph_output(old) and not editor.is_graph_output(new):
                     renamed.append((index, old))
                 else:

@@ -17,7 +17,7 @@ from rewright.model.weights import STUB_THRESHOLD, make_stub
 from rewright.passes.cleanup.attributes import attribute_protos
 from rewright.passes.cleanup.bypass import become_constants, make_initializer
 from rewright.passes.cleanup.evaluation import EvaluationError, Evaluator
-from rewright.passes.cleanup.shape_sweep import ShapeSweep
+from rewright.passes.cleanup.shape_numbers import fold_numbers
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
@@ -59,6 +59,7 @@ class ConstantFolding(GraphPass):
     """
 
     name = "constant-folding"
+    keeps_facts = True
 
     max_bytes: int = Field(default=1 << 20, ge=0, description="Largest result, in bytes, that may make the model grow.")
 
@@ -73,7 +74,6 @@ class ConstantFolding(GraphPass):
         session.editor.finish()
         folding = _Folding(self, session, graphs)
         if folding.has_candidates():
-            session.ensure_facts()
             folding.fold()
             folding.report()
 
@@ -121,13 +121,10 @@ class _Folding:
     def fold(self) -> None:
         """Folds until nothing is left: results may be shapes, and may tell the sizes that further nodes wait for."""
         evaluator = Evaluator(self._session.view)
-        learned: list[Any] = []
         while True:
-            sweep = ShapeSweep(self._session, learned)
-            sweep.graph(self._session.view.graph)
-            sweep.values.forget_input_names()
-            learned = [*sweep.fold_numbers(), *self._fold_region(evaluator)]
-            if not learned:
+            self._session.ensure_facts()
+            fold_numbers(self._session)
+            if not self._fold_region(evaluator):
                 return
 
     def _fold_region(self, evaluator: Evaluator) -> list[Any]:

@@ -13,7 +13,6 @@ from rewright.model.elements import make_node, make_variable
 from rewright.model.facts import Dim, attribute, constant_of, dtype_of, is_small_constant, producer, shape_of
 from rewright.model.names import scope_of
 from rewright.passes.cleanup.bypass import bypass
-from rewright.passes.cleanup.reinference import Reinference
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
@@ -52,17 +51,14 @@ class IdentityElimination(GraphPass):
         session.ensure_facts()
         for graph in list(session.view.graphs()):
             opset = session.view.opset_of(graph)
-            rules, facts = _Rules(session, opset), Reinference(opset)
+            rules = _Rules(session, opset)
             for node in list(graph.nodes):
                 if not getattr(node, "alive", True):
                     continue
-                facts.visit(node)
                 if node.op in _RULES and not domain_of(node) and node.inputs and node.outputs:
                     source = _RULES[node.op](rules, node)
                     if source is not None and (reason := bypass(session, node, source)) is not None:
                         session.reject(node, reason)
-                    elif source is not None:
-                        facts.note(source)
 
 
 class _Rules:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -14,12 +13,13 @@ from rewright.model.graph import state_of
 from rewright.model.names import scope_of
 from rewright.model.order import node_has_bodies
 from rewright.passes.cleanup.bypass import bypass, remove_unused, take_out
-from rewright.passes.cleanup.dimensions import Size
-from rewright.passes.cleanup.shape_items import Items
-from rewright.passes.cleanup.shape_sweep import ShapeSweep
-from rewright.passes.cleanup.symbolic_shapes import reaches, slice_ranges
+from rewright.passes.cleanup.shape_numbers import fold_numbers
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
+from rewright.shapes.dimensions import Size
+from rewright.shapes.items import Items
+from rewright.shapes.layout import reaches, slice_ranges
+from rewright.shapes.walk import shapes_of
 
 _FIRST_IR_WITH_FREE_INITIALIZERS: Final = 4
 _SHAPE_IS_AN_INPUT: Final = 5
@@ -48,6 +48,7 @@ class ShapeSimplification(GraphPass):
     """
 
     name = "shape-simplification"
+    keeps_facts = True
 
     def run(self, session: PassSession) -> None:
         view = session.view
@@ -55,23 +56,19 @@ class ShapeSimplification(GraphPass):
             session.notes.append(f"shapes stay computed: IR version {view.model.proto.ir_version} lists initializers as inputs")
             return
         session.ensure_facts()
-        learned: list[Any] = []
-        while True:
-            simplifier = _Simplifier(session, learned)
-            simplifier.graph(view.graph)
-            learned = simplifier.fold_numbers()
-            session.editor.finish()
-            if not learned:
-                break
-            simplifier.values.forget_input_names()
+        simplifier = _Simplifier(session)
+        simplifier.graph(view.graph)
+        fold_numbers(session)
+        session.editor.finish()
         simplifier.collapse(view.graph)
-        simplifier.values.forget_input_names()
         simplifier.report()
 
 
-class _Simplifier(ShapeSweep):
-    def __init__(self, session: PassSession, learned: Iterable[Any]) -> None:
-        super().__init__(session, learned)
+class _Simplifier:
+    def __init__(self, session: PassSession) -> None:
+        self.session = session
+        self.opset = session.view.opset_of(session.view.graph)
+        self.shapes = shapes_of(session.view)
         self._refused: list[tuple[Any, str]] = []
 
     def report(self) -> None:
@@ -79,15 +76,20 @@ class _Simplifier(ShapeSweep):
         for node, reason in self._refused:
             self.session.reject(node, reason)
 
-    def rewrite(self, graph: Any, node: Any) -> Any | None:
-        if node.op == "Reshape" and self.opset >= _SHAPE_IS_AN_INPUT:
-            return self._reshape(graph, node)
-        if node.op in ("Expand", "Slice") and self._changes_nothing(node):
-            source = node.inputs[0]
-            if bypass(self.session, node, source) is None:
-                self.facts.note(source)
-                return None
-        return node
+    def graph(self, graph: Any) -> None:
+        """Rules 2, 3 and 5 in a graph and its bodies."""
+        for node in list(graph.nodes):
+            if not getattr(node, "alive", True):
+                continue
+            if node_has_bodies(node):
+                for body in node.subgraphs():
+                    self.graph(body)
+            elif domain_of(node):
+                continue
+            elif node.op == "Reshape" and self.opset >= _SHAPE_IS_AN_INPUT:
+                self._reshape(graph, node)
+            elif node.op in ("Expand", "Slice") and self._changes_nothing(node):
+                bypass(self.session, node, node.inputs[0])
 
     def collapse(self, graph: Any) -> None:
         """Rule 4, after the walk: only then is it known what reads a Reshape beside the next one."""
@@ -104,7 +106,7 @@ class _Simplifier(ShapeSweep):
 
     def _reshape(self, graph: Any, node: Any) -> Any:
         """Rules 2 and 3. Returns the node that stands there afterwards."""
-        dims, target = self.values.dims_of(node.inputs[0]), self.values.of(node.inputs[1])
+        dims, target = self.shapes.dims(node.inputs[0]), self.shapes.items(node.inputs[1])
         allowzero = bool(attribute(node, "allowzero", 0))
         if not is_constant(node.inputs[1]):
             if target is None or not target.is_vector:
@@ -129,7 +131,7 @@ class _Simplifier(ShapeSweep):
         held = constant_of(node.inputs[1]) if is_small_constant(node.inputs[1], 64) else None
         if held is None or (attribute(node, "allowzero", 0) and (held == 0).any()):
             return None
-        dims, source = self.values.dims_of(between), self.values.dims_of(first.inputs[0])
+        dims, source = self.shapes.dims(between), self.shapes.dims(first.inputs[0])
         entries: list[int] = []
         for index, entry in enumerate(int(item) for item in held.reshape(-1)):
             if entry != 0:
@@ -165,16 +167,16 @@ class _Simplifier(ShapeSweep):
 
     def _changes_nothing(self, node: Any) -> bool:
         """Rule 5."""
-        dims = self.values.dims_of(node.inputs[0])
+        dims = self.shapes.dims(node.inputs[0])
         if dims is None or len(node.inputs) < 2:
             return False
         if node.op == "Expand":
-            wanted = self.values.of(node.inputs[1])
+            wanted = self.shapes.items(node.inputs[1])
             if wanted is None or not wanted.is_vector or len(wanted.items) > len(dims):
                 return False
             aligned = dims[len(dims) - len(wanted.items) :]
             return all(item is not None and item in (1, dim) for item, dim in zip(wanted.items, aligned, strict=True))
-        ranges = slice_ranges(node, self.values) if self.opset >= _SLICE_HAS_INPUTS else None
+        ranges = slice_ranges(self.shapes, node) if self.opset >= _SLICE_HAS_INPUTS else None
         return ranges is not None and all(
             start == 0 and step == 1 and reaches(end, dims[axis]) for axis, (start, end, step) in ranges.items()
         )
