@@ -64,7 +64,7 @@ def whole(writer: Writer, made: Value) -> Value:
     missing = [axis for axis in (2, 3) if (loose or shape[axis] == 1) and sizes[axis] != 1]
     if not missing:
         return made
-    key = ("whole", id(made.tensor), *missing)
+    key = ("whole", id(made.tensor), *((axis, sizes[axis]) for axis in missing))  # self- and cross-attention share masks
     if key not in writer.shared.values:
         target = [sizes[axis] if axis in missing else 1 for axis in range(4)]
         if all(isinstance(size, int) for size in target):

@@ -37,7 +37,8 @@ def _masked_rows(writer: Writer, bias: Value) -> Value:
     op = writer.op
     last, lowest = op.constant(np.array([-1], np.int64), "last"), op.constant(np.array(-np.inf, dtype_of(bias.tensor)), "lowest")
     highest = op.ReduceMax(bias, last, keepdims=1) if writer.opset >= 18 else op.ReduceMax(bias, axes=[-1], keepdims=1)
-    masked = op.Equal(highest, lowest)
+    # Equal compares floats since opset 11.
+    masked = op.Equal(highest, lowest) if writer.opset >= 11 else op.Not(op.Greater(highest, lowest))
     if writer.opset >= 13:
         made: Value = op.Squeeze(masked, op.constant(np.array([1], np.int64), "heads"))
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rewright.model.edit import domain_of
-from rewright.model.facts import attribute, constant_of, is_constant, producer, shape_of
+from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, producer, shape_of
 from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, sizes_of
 from rewright.passes.attention.operands import Place, places
 from rewright.passes.attention.scores import scalar
@@ -116,7 +116,7 @@ def _source(writer: Writer, tensor: Any, layout: Layout, rows: tuple[Axis, Axis]
     for place in places(writer.axes, tensor, (*layout[:-1], depth)):
         held = writer.axes.resolve(place.layout)
         if held[:2] == wanted[:2] and len(held) == 3 and held[2] == writer.axes.atoms(depth) and not place.steps:
-            return place.tensor if place.scale == 1 else None
+            return place.tensor if place.scale == 1 and dtype_of(place.tensor) == dtype_of(tensor) else None
     return None
 
 

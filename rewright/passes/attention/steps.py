@@ -13,7 +13,6 @@ from rewright.shapes.dimensions import Size
 from rewright.shapes.terms import term_of
 
 _REGROUPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
-_COPYING = ("Identity", "Dropout")
 _MOST_REPEATED: Final = 1 << 10
 
 
@@ -26,7 +25,7 @@ def upwards(axes: Axes, node: Any, output: Any, layout: Layout) -> tuple[Any, La
     if domain_of(node):
         return None
     data = node.inputs[0] if node.inputs else None
-    if node.op in _COPYING and output is node.outputs[0]:
+    if _is_copy(node) and output is node.outputs[0]:
         return data, layout
     if node.op in _REGROUPING:
         return data, axes.regroup(layout, sizes_of(data), data)
@@ -52,7 +51,7 @@ def downwards(axes: Axes, node: Any, layout: Layout) -> Layout | None:
     """The layout of the first output of a node that only moves elements; None for any other node."""
     if domain_of(node):
         return None
-    if node.op in _COPYING:
+    if _is_copy(node):
         return layout
     if node.op in _REGROUPING:
         return axes.regroup(layout, sizes_of(node.outputs[0]), node)
@@ -114,6 +113,18 @@ def equal_where_broadcast(size: Size, whole: Size) -> bool:
         return True
     capped = term_of(size, "min")
     return capped is not None and whole in capped.arguments and any(isinstance(cap, int) and cap > 1 for cap in capped.arguments)
+
+
+def _is_copy(node: Any) -> bool:
+    """Identity, or a Dropout that drops nothing and whose mask nobody asks for."""
+    if node.op != "Dropout":
+        return bool(node.op == "Identity")
+    if any(tensor.name for tensor in node.outputs[1:]):
+        return False
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return True
+    training = constant_of(node.inputs[2]) if is_small_constant(node.inputs[2], 1) else None
+    return training is not None and not training.any()
 
 
 def _permutation(node: Any, rank: int) -> list[int]:
