@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 from onnx import TensorProto
@@ -18,9 +19,24 @@ from rewright.passes.attention.projection import Projection, projection
 from rewright.passes.attention.writing import Writer, fact_of
 from rewright.pattern.values import Value
 
-Mask = Literal["auto", "raw", "bias"]
-"""How a padding mask is given: "raw" as the mask where that is proven to be the same, "bias" as what is added to the scores;
-"auto" is "raw"."""
+Mask = Literal["auto", "raw", "bias", "index", "none"]
+"""How a padding mask is given. "raw": as the mask of zeros and ones, where that is proven to be the same; "auto" is that. "bias": as
+what is added to the scores. "index": as lengths, which declares that padding is on the right. "none": not at all, which declares
+that nothing is padded. What is declared and not so, parity finds."""
+
+DECLARED: Final = {
+    "index": "it was declared that the mask '{}' pads on the right only",
+    "none": "it was declared that the mask '{}' pads nothing",
+}
+
+
+@dataclass(frozen=True)
+class _Masking:
+    """What the op gets for everything that is added to the scores: a mask of keys or a bias, or neither."""
+
+    keys: Value | None = None
+    filtered: float | None = None
+    bias: Value | None = None
 
 
 def multi_head(writer: Writer, mask: Mask) -> Value:
@@ -41,9 +57,8 @@ def multi_head(writer: Writer, mask: Mask) -> Value:
     inputs = [writer.rows(queries, wanted[0], roles.heads)]
     for place, layout in ((keys, wanted[1]), (values, wanted[2])):
         inputs.append(writer.rows(place, layout, roles.heads) if direct is None else Value(place.tensor))
-    padded = padding(writer) if mask != "bias" else None
-    added = bias(writer) if padded is None else None
-    optional = [None, _key_mask(writer, padded), None if added is None else whole(writer, added)]
+    masking = _masking(writer, mask)
+    optional = [None, masking.keys, None if masking.bias is None else whole(writer, masking.bias)]
     while optional and optional[-1] is None:
         optional.pop()
     made: Value = writer.op.MultiHeadAttention(
@@ -52,9 +67,9 @@ def multi_head(writer: Writer, mask: Mask) -> Value:
         domain=DOMAIN,
         num_heads=attention.head_count,
         scale=attention.scores.scale * queries.scale * keys.scale,
-        mask_filter_value=None if padded is None else padded.filtered,
+        mask_filter_value=masking.filtered,
     )
-    return _finished(writer, made, inputs[0], wanted[2][2], added)
+    return _finished(writer, made, inputs[0], wanted[2][2], masking.bias)
 
 
 def _heads_first(writer: Writer, keys: Place, values: Place, wanted: tuple[Layout, ...]) -> tuple[Place, Place] | None:
@@ -92,10 +107,9 @@ def packed(writer: Writer, mask: Mask) -> Value:
     if any(width % heads for width in widths):
         raise Unproven("the heads have different sizes", attention.softmax)
     source = Value(found[0].source)
-    padded = padding(writer) if mask != "bias" else None
-    added = bias(writer) if padded is None else None
-    inputs = [source, _weights(writer, found), _biases(writer, found), _key_mask(writer, padded)]
-    inputs += [None, None if added is None else whole(writer, added)]
+    masking = _masking(writer, mask)
+    inputs = [source, _weights(writer, found), _biases(writer, found), masking.keys]
+    inputs += [None, None if masking.bias is None else whole(writer, masking.bias)]
     while inputs[-1] is None:
         inputs.pop()
     made: Value = writer.op.Attention(
@@ -104,9 +118,9 @@ def packed(writer: Writer, mask: Mask) -> Value:
         num_heads=heads,
         scale=attention.scores.scale * found[0].scale * found[1].scale,
         qkv_hidden_sizes=None if len(set(widths)) == 1 else widths,
-        mask_filter_value=None if padded is None else padded.filtered,
+        mask_filter_value=masking.filtered,
     )
-    return _finished(writer, made, source, roles.heads + roles.value_size, added)
+    return _finished(writer, made, source, roles.heads + roles.value_size, masking.bias)
 
 
 def _check_uncapped(writer: Writer) -> None:
@@ -124,10 +138,22 @@ def _finished(writer: Writer, made: Value, rows: Value, value_heads: Axis, added
     return guarded(writer, made, added)
 
 
-def _key_mask(writer: Writer, padded: Padding | None) -> Value | None:
-    """The mask as the kernels take it: (batch, columns), int32."""
+def _masking(writer: Writer, mask: Mask) -> _Masking:
+    padded = padding(writer) if mask != "bias" else None
     if padded is None:
-        return None
+        return _Masking(bias=bias(writer))
+    if mask in DECLARED:
+        writer.assumptions.append(DECLARED[mask].format(padded.mask.name))
+    elif not padded.truth:
+        writer.assumptions.append(f"the mask '{padded.mask.name}' is taken to hold only zeros and ones")
+    if mask == "none":
+        return _Masking()
+    keys = _key_mask(writer, padded)
+    return _Masking(_lengths(writer, keys) if mask == "index" else keys, padded.filtered)
+
+
+def _key_mask(writer: Writer, padded: Padding) -> Value:
+    """The mask as the kernels take it: (batch, columns), int32."""
     key = ("key mask", id(padded.mask), padded.truth)
     if key not in writer.shared.values:
         mask = Value(padded.mask)
@@ -135,8 +161,18 @@ def _key_mask(writer: Writer, padded: Padding | None) -> Value | None:
             mask = writer.op.Cast(mask, to=int(TensorProto.BOOL))
         cast: Value = writer.op.Cast(mask, to=int(TensorProto.INT32))
         writer.shared.values[key] = writer.made[key] = cast
-    if not padded.truth:
-        writer.assumptions.append(f"the mask '{padded.mask.name}' is taken to hold only zeros and ones")
+    return writer.shared.values[key]
+
+
+def _lengths(writer: Writer, mask: Value) -> Value:
+    """How many keys of each sequence are kept: (batch), int32."""
+    key = ("lengths", id(mask.tensor))
+    if key not in writer.shared.values:
+        if writer.opset >= 13:
+            total: Value = writer.op.ReduceSum(mask, writer.op.constant(np.array([1], np.int64), "axes"), keepdims=0)
+        else:
+            total = writer.op.ReduceSum(mask, axes=[1], keepdims=0)
+        writer.shared.values[key] = writer.made[key] = total
     return writer.shared.values[key]
 
 

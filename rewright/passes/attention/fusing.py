@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+from pydantic import Field
+
 from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, producer
 from rewright.model.names import scope_of
-from rewright.passes.attention.axes import Unproven
-from rewright.passes.attention.recognition import recognise
+from rewright.passes.attention.axes import Unproven, number
+from rewright.passes.attention.recognition import Attention, recognise
 from rewright.passes.attention.writing import Shared, Writer
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
@@ -23,6 +25,14 @@ class AttentionPass(GraphPass):
 
     keeps_facts = True
 
+    heads: int | None = Field(
+        default=None, ge=1, description="How many heads you expect. The graph decides; a difference is noted."
+    )
+    hidden_size: int | None = Field(
+        default=None, ge=1, description="The width you expect, heads times head size; noted likewise."
+    )
+    shape_inference: bool = Field(default=True, description="Infer shapes first. Without, only what the model states is known.")
+
     @abstractmethod
     def write(self, writer: Writer) -> Value:
         """The nodes for one attention; their result as (batch, rows, heads x value size).
@@ -32,7 +42,8 @@ class AttentionPass(GraphPass):
         """
 
     def run(self, session: PassSession) -> None:
-        session.ensure_facts()
+        if self.shape_inference:
+            session.ensure_facts()
         for graph in list(session.view.graphs()):
             shared = Shared(graph)
             for node in [node for node in graph.nodes if node.op == "Softmax" and not domain_of(node)]:
@@ -47,6 +58,7 @@ class AttentionPass(GraphPass):
             attention = recognise(softmax, session.editor, opset)
             writer = Writer(attention, builder, shared, session.target)
             made = self.write(writer)
+            self._compare(session, attention)
             old, new = writer.result(made)
             measured = [(node, writer.sizes(layout)) for node, layout in attention.measures if node.inputs[0] is not old]
             for node in builder.nodes:
@@ -64,6 +76,18 @@ class AttentionPass(GraphPass):
         for node, sizes in measured:
             if getattr(node, "alive", True):
                 self._measure(session, graph, node, sizes, writer)
+
+    def _compare(self, session: PassSession, attention: Attention) -> None:
+        """Notes where a hint is not what the graph says; the graph is right."""
+        roles = attention.roles
+        for name, hint, found in (
+            ("heads", self.heads, number(roles.heads)),
+            ("hidden_size", self.hidden_size, number(roles.heads + roles.size)),
+        ):
+            if hint is not None and hint != found:
+                note = f"the option {name}={hint} is not what the graph says, {found}, and changes nothing"
+                if note not in session.notes:
+                    session.notes.append(note)
 
     def _measure(self, session: PassSession, graph: Any, node: Any, sizes: list[Size], writer: Writer) -> None:
         """Lets what used the shape of a value that is gone use lengths that are read off elsewhere."""

@@ -29,7 +29,9 @@ class MultiHeadAttention(AttentionPass):
     emits = ("com.microsoft.MultiHeadAttention",)
     after = ("attention", "rotary-embedding")
 
-    mask: Mask = Field(default="auto", description="How a padding mask is given.")
+    mask: Mask = Field(
+        default="auto", description="How a padding mask is given; index and none declare something, which parity checks."
+    )
 
     def write(self, writer: Writer) -> Value:
         if writer.target in ("cpu", "portable"):
