@@ -11,25 +11,30 @@ from onnx import TensorProto
 from rewright.model.edit import domain_of
 from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
 from rewright.passes.attention.axes import Axis, Layout, Unproven, length
-from rewright.passes.attention.scores import Term
+from rewright.passes.attention.scores import ABSORBING, Term, lowest
 from rewright.passes.attention.steps import over
 from rewright.passes.attention.writing import Writer, fact_of, numbers
 from rewright.pattern.values import Value
 
 _MOST_ELEMENTS: Final = 1 << 22
+_SELECTING: Final = ("keep-where", "mask-where")
+_BY_ROUNDING: Final = -1e30
+_STILL_MASKING: Final = -1e6
 
 
 def bias(writer: Writer) -> Value | None:
     """The bias as (1 or batch, 1 or heads, 1 or rows, 1 or columns), or None if nothing is added.
 
-    Each step is repeated on the bias alone: what was added is added, and where scores were selected, the bias is. A masked
-    score becomes the lowest finite number, which absorbs any score, where it was a large negative constant.
+    Each step is repeated on the bias alone: what was added is added, and where scores were selected, the bias is.
+
+    Raises:
+        Unproven: added to the scores, the numbers that masked them would not give the same.
     """
     attention = writer.attention
     made: Value | None = None
     key: tuple[Any, ...] = ("bias",)
     loose = False
-    for term in map(unexpanded, attention.scores.terms):
+    for term in map(unexpanded, _absorbing(attention.scores.terms)):
         if term.kind == "multiply" and made is None:
             continue
         key = (*key, term.kind, term.number, _mark(writer, term))
@@ -38,6 +43,38 @@ def bias(writer: Writer) -> Value | None:
     if made is not None and loose:
         writer.shared.loose.add(id(made.tensor))
     return made
+
+
+def _absorbing(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """The terms, with numbers for masked scores that absorb any score by rounding when it is added to them.
+
+    -1e9 does not. Where nothing but it is in the place of scores, the lowest number may be: next to other scores both weigh
+    nothing, and rows that are masked as a whole are uniform. What else is added would tell them apart.
+
+    Raises:
+        Unproven: it would.
+    """
+    weak = [term for term in terms if term.kind in _SELECTING and _BY_ROUNDING < term.number <= ABSORBING]
+    if not weak:
+        return terms
+    number = f"masked scores become {weak[0].number:g}"
+    if any(term.kind in ("add", "subtract") for term in terms):
+        raise Unproven(f"{number}, which what else is added to the scores may outweigh", weak[0].node)
+    final: set[float] = set()
+    for index, term in enumerate(terms):
+        if term.kind in _SELECTING and np.isfinite(term.number):
+            later = [other.number for other in terms[index:] if other.kind == "multiply"]
+            final.add(term.number * float(np.prod(later)))
+    if len(final) > 1:
+        raise Unproven(f"{number}, and elsewhere another number", weak[0].node)
+    if max(final) > _STILL_MASKING:
+        raise Unproven(f"{number}, which is then scaled to {max(final):g}: that does not mask", weak[0].node)
+    least = float(np.finfo(np.float32).min)
+    return tuple(
+        replace(term, number=least) if term.kind in _SELECTING and np.isfinite(term.number) else term
+        for term in terms
+        if term.kind != "multiply"
+    )
 
 
 def unexpanded(term: Term) -> Term:
@@ -82,12 +119,14 @@ def _step(writer: Writer, term: Term, made: Value | None, key: tuple[Any, ...]) 
     if key in writer.shared.values:
         return writer.shared.values[key]
     op = writer.op
-    dtype = dtype_of(writer.attention.scores.product.operands[0])
+    dtype = writer.attention.kind
     if term.kind == "multiply":
         made = op.Mul(made, op.constant(np.asarray(term.number, dtype), "scale"))
     elif term.kind == "at-least":
         made = None if made is None else op.Max(made, op.constant(np.asarray(term.number, dtype), "least"))
     else:
+        if term.kind in ("add", "subtract") and dtype_of(term.value) != dtype:
+            raise Unproven(f"what is added to the scores, '{term.value.name}', has another type than queries and keys", term.node)
         value = _laid_out(writer, term)
         if term.kind == "add":
             made = value if made is None else op.Add(made, value)
@@ -105,8 +144,8 @@ def _step(writer: Writer, term: Term, made: Value | None, key: tuple[Any, ...]) 
 
 
 def _masked(number: float, dtype: Any) -> np.ndarray[Any, Any]:
-    """-inf stays; any other large negative constant becomes the lowest finite number."""
-    return np.asarray(-np.inf if number == -np.inf else np.finfo(dtype).min, dtype)
+    """-inf stays, and nothing else becomes it, also in a shorter type than that of the scores."""
+    return np.asarray(-np.inf if number == -np.inf else max(number, lowest(dtype)), dtype)
 
 
 def _keep(writer: Writer, key: tuple[Any, ...], value: Value) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
+
 from rewright.model.edit import Editor, domain_of
-from rewright.model.facts import attribute, dtype_of, is_constant, producer
+from rewright.model.facts import attribute, dtype_of, is_constant, producer, shape_of
 from rewright.passes.attention.axes import Axes, Axis, Layout, Unproven, number
 from rewright.passes.attention.operands import Place, Step, places
 from rewright.passes.attention.products import Product, is_product, product_below
@@ -41,7 +43,7 @@ class Attention:
         queries, keys, values: the places where each can be taken up, the factor of the product first.
         guard: whether rows of NaN become zeros after the softmax.
         results: values that can be replaced, with their layouts, the product with the values first.
-        scale: of the scores, scales of queries and keys included only by whoever chooses their places.
+        kind: the element type of queries, keys and values; what is shorter on the way is refused.
         measures: nodes that take the shape of a value that vanishes, with its layout.
     """
 
@@ -54,6 +56,7 @@ class Attention:
     values: list[Place]
     guard: bool
     results: list[tuple[Any, Layout]]
+    kind: np.dtype[Any]
     measures: list[tuple[Any, Layout]] = field(default_factory=list)
 
     @property
@@ -103,12 +106,16 @@ class _Below:
         self.axes, self.editor = axes, editor
         self.guard = False
         self.measures: list[tuple[Any, Layout]] = []
+        self.passed: list[Any] = []
         tensor, here = softmax.outputs[0], layout
         for _ in range(_LONGEST):
+            self.passed.append(tensor)
             node = self._next(tensor, here)
             if is_product(node):
                 break
             if node.op == "Where":
+                if len(shape_of(node.outputs[0]) or ()) != len(here):
+                    raise Unproven("a row of NaN becomes zeros with more axes", node)
                 tensor, self.guard = node.outputs[0], True
                 continue
             moved = here if _is_cast(node) else downwards(axes, node, here)
@@ -195,10 +202,21 @@ def _assigned(axes: Axes, editor: Editor, softmax: Any, layout: Layout, scores: 
         queries = [replace(place, steps=place.steps + steps) for place in queries]
     # A softmax or a product in a longer type than that of the values is what the kernels do by themselves.
     kind = dtype_of(values[0].tensor)
-    queries, keys = ([place for place in held if dtype_of(place.tensor) == kind] for held in (queries, keys))
+    queries, keys, values = ([place for place in held if dtype_of(place.tensor) == kind] for held in (queries, keys, values))
     if kind is None or not queries or not keys:
         raise Unproven("queries, keys and values are not known to have one element type", softmax)
-    return Attention(softmax, axes, roles, scores, queries, keys, values, below.guard, below.results, measures + below.measures)
+    _check_types(kind, [*(tensor for tensor, _ in scores.interior), *softmax.inputs, *below.passed], softmax)
+    return Attention(
+        softmax, axes, roles, scores, queries, keys, values, below.guard, below.results, kind, measures + below.measures
+    )
+
+
+def _check_types(kind: np.dtype[Any], tensors: list[Any], softmax: Any) -> None:
+    """Refuses what is computed in a shorter type than that of the values: its rounding and its range would be lost."""
+    for tensor in tensors:
+        held = dtype_of(tensor)
+        if held is None or held.itemsize < kind.itemsize:
+            raise Unproven(f"'{tensor.name}' is computed in {held or 'an unknown type'}, and the values are {kind}", softmax)
 
 
 def _check_private(editor: Editor, values: list[tuple[Any, Layout]], shifts: tuple[Any, ...]) -> list[tuple[Any, Layout]]:

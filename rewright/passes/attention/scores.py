@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+import ml_dtypes
 import numpy as np
 
 from rewright.model.edit import domain_of
@@ -66,7 +67,7 @@ def explained(axes: Axes, tensor: Any, layout: Layout) -> Iterator[Scores]:
     Raises:
         Unproven: there is none; the reason is that of the way that came furthest.
     """
-    walk = _Walk(axes)
+    walk = _Walk(axes, layout)
     found = False
     for scores in walk.above(tensor, layout, 0):
         found = True
@@ -76,8 +77,9 @@ def explained(axes: Axes, tensor: Any, layout: Layout) -> Iterator[Scores]:
 
 
 class _Walk:
-    def __init__(self, axes: Axes) -> None:
+    def __init__(self, axes: Axes, layout: Layout) -> None:
         self.axes = axes
+        self.layout = layout
         self.obstacle: Unproven | None = None
         self._depth = -1
 
@@ -118,7 +120,7 @@ class _Walk:
     def _capped(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
         """tanh(a x) is the soft cap 1 of a x; what it is multiplied by afterwards makes it the cap of a times that."""
         for scores in self._through(node.inputs[0], layout, depth, ()):
-            if scores.terms or scores.softcap is not None:
+            if scores.terms or scores.softcap is not None or scores.shifts:
                 self._failed(Unproven("something is added to the scores before their soft cap", node), depth + _LONGEST)
                 continue
             yield replace(scores, softcap=1.0)
@@ -130,7 +132,8 @@ class _Walk:
 
     def _added(self, node: Any, layout: Layout, depth: int) -> Iterator[Scores]:
         highest = _highest(node.inputs[1], node.inputs[0], len(layout)) if node.op == "Sub" else None
-        if highest is not None:
+        # No softmax notices what is subtracted along its own axis.
+        if highest is not None and self.axes.atoms(layout[-1]) == self.axes.atoms(self.layout[-1]):
             for scores in self._through(node.inputs[0], layout, depth, ()):
                 yield replace(scores, shifts=(*scores.shifts, highest))
             return
@@ -201,7 +204,7 @@ class _Walk:
         for index in (0, 1):
             least = scalar(node.inputs[1 - index])
             dtype = dtype_of(node.inputs[index])
-            if least is None or dtype is None or least > float(np.finfo(np.float32 if dtype.kind != "f" else dtype).min):
+            if least is None or dtype is None or not least <= lowest(dtype):
                 continue
             yield from self._through(node.inputs[index], layout, depth, (Term("at-least", node, number=least),))
 
@@ -209,7 +212,12 @@ class _Walk:
 def absorbing(tensor: Any) -> float:
     """From where on, downwards, a number in the place of a score masks it: in half precision, the lowest number does."""
     dtype = dtype_of(tensor)
-    return float(np.finfo(dtype).min) if dtype is not None and dtype == np.float16 else ABSORBING
+    return lowest(dtype) if dtype is not None and dtype == np.float16 else ABSORBING
+
+
+def lowest(dtype: np.dtype[Any]) -> float:
+    """The lowest finite number of a type of floats."""
+    return float(ml_dtypes.finfo(dtype).min)
 
 
 def _multiplied(terms: tuple[Term, ...], term: Term) -> tuple[Term, ...]:
@@ -247,7 +255,7 @@ def _masked_product(product: Any, added: Any) -> tuple[Any, Any, float] | None:
         return None
     for index in (0, 1):
         masked, complement = scalar(other.inputs[index]), producer(other.inputs[1 - index])
-        if masked is None or not masked <= absorbing(product) or complement is None or complement.op != "Sub":
+        if masked is None or not -np.inf < masked <= absorbing(product) or complement is None or complement.op != "Sub":
             continue
         if scalar(complement.inputs[0]) != 1:
             continue
