@@ -18,7 +18,7 @@ from rewright.ops.targets import typed_by, unsupported
 from rewright.passes.contract import Pass, Rejection, Site, Target
 from rewright.shapes.walk import shapes_of
 
-_MADE_UP: Final = re.compile(rf"'?{MADE_UP_SYMBOL}\w+'?")
+_MADE_UP: Final = re.compile(rf"(?P<quote>['\"]?){MADE_UP_SYMBOL}(?:\w+|(?P<nested>\())")
 
 
 @dataclass
@@ -82,7 +82,7 @@ class PassSession:
 
     def reject(self, node: Any, reason: str) -> None:
         """Records that the pass did not fire at ``node``, and why; dimensions that nobody named are shown as "?"."""
-        self.rejections.append(Rejection(label(node), _MADE_UP.sub("?", reason)))
+        self.rejections.append(Rejection(label(node), _without_made_up_names(reason)))
 
     def record(self, graph: Any, removed: Sequence[Any], added: Sequence[Any]) -> Site:
         """Records a site and stamps the added nodes with the pass's name and what they replace."""
@@ -104,6 +104,20 @@ class PassSession:
         index = typed_by(node.domain or "", node.op)
         dtype = facts.dtype_of(node.inputs[index]) if index < len(node.inputs) else None
         return unsupported(node.domain or "", node.op, dtype, self.target)
+
+
+def _without_made_up_names(text: str) -> str:
+    """The text with "?" for each dimension that inference named, and for each that is computed from such."""
+    while (found := _MADE_UP.search(text)) is not None:
+        end = found.end()
+        depth = 1 if found["nested"] else 0
+        while depth and end < len(text):
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        if found["quote"] and text[end : end + 1] == found["quote"]:
+            end += 1
+        text = f"{text[: found.start()]}?{text[end:]}"
+    return text
 
 
 def label(node: Any) -> str:
