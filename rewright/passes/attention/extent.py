@@ -130,9 +130,10 @@ def _of_constant(array: np.ndarray[Any, Any]) -> Extent | None:
         return None
     values = array.astype(np.float64)
     finite = values[np.isfinite(values)]
-    if not finite.size or not (values[~np.isfinite(values)] == -np.inf).all():
+    if not (values[~np.isfinite(values)] == -np.inf).all():
         return None
-    return Extent(float(finite.min()), float(finite.max()), masks=finite.size != values.size)
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return Extent(low, high, masks=finite.size != values.size)
 
 
 def _add(left: Extent, right: Extent) -> Extent | None:

@@ -50,7 +50,7 @@ def product_above(node: Any, result: Layout) -> Product:
     sums = _summed(labels, node)
     held[sums] = _axis_of(node.inputs[0], labels[0].index(sums))
     left, right = (_layout(tensor, names, held) for tensor, names in zip(node.inputs, labels, strict=False))
-    return _made(node, labels, left, right, result, sums, held)
+    return _made(node, labels, (left, right), result, sums, held, labels[_RESULT])
 
 
 def product_below(node: Any, index: int, given: Layout) -> Product:
@@ -72,19 +72,29 @@ def product_below(node: Any, index: int, given: Layout) -> Product:
     layouts = [given, given]
     layouts[1 - index] = _layout(other, labels[1 - index], held)
     result = tuple(held[label] for label in labels[_RESULT])
-    return _made(node, labels, layouts[0], layouts[1], result, sums, held)
+    return _made(node, labels, (layouts[0], layouts[1]), result, sums, held, labels[index])
 
 
 def _made(
-    node: Any, labels: tuple[str, str, str], left: Layout, right: Layout, result: Layout, sums: str, held: dict[str, Axis]
+    node: Any,
+    labels: tuple[str, str, str],
+    layouts: tuple[Layout, Layout],
+    result: Layout,
+    sums: str,
+    held: dict[str, Axis],
+    scores: str,
 ) -> Product:
+    """``scores`` names the axes of what goes through the softmax: rows are the last axis there that a factor has alone.
+
+    An Einsum may have others before, where heads share what the other factor has.
+    """
     own: list[Axis] = []
     for mine, other in ((labels[0], labels[1]), (labels[1], labels[0])):
         alone = [label for label in mine if label not in other and label in labels[_RESULT]]
-        if len(alone) != 1:
+        if not alone:
             raise Unproven("it is not a product of rows and columns", node)
-        own.append(held[alone[0]])
-    return Product(node, tuple(node.inputs), (left, right), result, held[sums], (own[0], own[1]))
+        own.append(held[max(alone, key=scores.find)])
+    return Product(node, tuple(node.inputs), layouts, result, held[sums], (own[0], own[1]))
 
 
 def _layout(tensor: Any, names: str, held: dict[str, Axis]) -> Layout:
