@@ -83,7 +83,8 @@ class Block:
             or "heads" (one number for each head).
         softmax_axis: None writes no attribute.
         mask: see ``Masks``; ``fill`` is what is added or selected where a key is masked.
-        causal: see ``Masks``.
+        causal: see ``Masks``; ``causal_op`` is how it is applied: "add", "select" (Where), or "blend" (s * m + fill * (1 - m), as
+            GPT-1 and GPT-2 wrote it), with ``causal_fill``, by default ``fill``.
         guard: Where(IsNaN(p), 0, p) after the softmax.
         head_mask: a factor on the probabilities, by head.
         split: how a (B, S, 8) becomes heads: "zeros" [0, 0, 2, 4], "heads" [0, 0, -1, 4], "sequence" [0, -1, 2, 4], "shape"
@@ -108,6 +109,8 @@ class Block:
     mask: str = "none"
     fill: float = -1e4
     causal: str = "none"
+    causal_op: str = "add"
+    causal_fill: float | None = None
     guard: bool = False
     head_mask: tuple[float, float] | None = None
     split: str = "zeros"
@@ -322,7 +325,7 @@ class Masks:
     def applied(self, scores: str) -> str:
         graph, fill = self.graph, self.block.fill
         if self.block.causal != "none":
-            scores = graph("Add", scores, graph("Where", self.allowed(), graph.const(0.0), graph.const(fill)))
+            scores = self.causal(scores)
         kind = self.block.mask
         if kind == "none":
             return scores
@@ -345,6 +348,16 @@ class Masks:
         if kind == "multiplied":
             return graph("Mul", scores, numbers)
         return graph("Add", scores, graph("Mul", graph("Sub", graph.const(1.0), numbers), graph.const(fill)))
+
+    def causal(self, scores: str) -> str:
+        graph, given = self.graph, self.block.causal_fill
+        fill, allowed = graph.const(self.block.fill if given is None else given), self.allowed()
+        if self.block.causal_op == "select":
+            return graph("Where", allowed, scores, fill)
+        if self.block.causal_op == "blend":
+            kept = graph("Cast", allowed, to=TensorProto.FLOAT)
+            return graph("Add", graph("Mul", scores, kept), graph("Mul", graph("Sub", graph.const(1.0), kept), fill))
+        return graph("Add", scores, graph("Where", allowed, graph.const(0.0), fill))
 
     def selected(self, kind: str, wide: str, scores: str) -> str:
         graph, fill = self.graph, self.graph.const(self.block.fill)

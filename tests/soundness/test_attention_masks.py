@@ -48,6 +48,18 @@ CAUSAL = {
     "and-padding": (Block(causal="q>=k", mask="additive"), 1),
     "and-left-padding-inf": (Block(causal="k<=q", mask="add-where", fill=INF, guard=True), 1),
     "and-select": (Block(causal="trilu", mask="select", fill=LOWEST), None),
+    # Under left padding the first query sees padding alone: then the future, at -1e4, beats padding at the lowest number.
+    "select-and-lowest-padding": (
+        Block(causal="k<=q", causal_op="select", causal_fill=-1e4, mask="add-where", fill=LOWEST),
+        None,
+    ),
+    "blend-and-lowest-padding": (Block(causal="trilu", causal_op="blend", causal_fill=-1e4, mask="additive", fill=LOWEST), None),
+    "blend-constant": (Block(causal="constant", causal_op="blend", fill=-1e4), None),
+    "select-and-small-padding": (Block(causal="k<=q", causal_op="select", causal_fill=LOWEST, mask="add-where", fill=-1e4), None),
+    "select-and-inf-padding": (
+        Block(causal="q>=k", causal_op="select", causal_fill=LOWEST, mask="select", fill=INF, guard=True),
+        None,
+    ),
     # None of these is causal attention.
     "without-the-diagonal": (Block(causal="k<q", fill=-1e4), 1),
     "without-the-diagonal-inf": (Block(causal="trilu-1", fill=INF), 1),
