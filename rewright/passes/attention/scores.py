@@ -217,7 +217,7 @@ def absorbing(tensor: Any) -> float:
 
 def lowest(dtype: np.dtype[Any]) -> float:
     """The lowest finite number of a type of floats."""
-    return float(ml_dtypes.finfo(dtype).min)
+    return float(ml_dtypes.finfo(dtype).min)  # type: ignore[no-untyped-call]
 
 
 def _multiplied(terms: tuple[Term, ...], term: Term) -> tuple[Term, ...]:
