@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TypeProto
 from rewright.model.carrier import Model, bodies
 from rewright.model.elements import Opaque, WeightRef, normal_domain
 from rewright.model.order import node_has_bodies
-from rewright.model.view import View, set_facts
+from rewright.model.view import DerivedDim, View, set_facts
 
 Array = np.ndarray[Any, Any]
 Dim = int | str | None
@@ -46,7 +46,22 @@ def _refuse_what_aborts(view: View) -> None:
                 raise ValueError(f"Split '{node.name}' has {len(node.outputs)} outputs, but num_outputs says otherwise")
 
 
+def _derived_names(view: View) -> dict[str, str]:
+    """The derived dimensions of the view by their text, which is all that inference passes on; none that a declaration uses."""
+    derived: dict[str, str] = {}
+    declared: set[str] = set()
+    for graph in view.graphs():
+        for tensor in (*graph.inputs, *(tensor for node in graph.nodes for tensor in node.outputs)):
+            for dim in tensor.shape or ():
+                if isinstance(dim, DerivedDim):
+                    derived[dim] = dim
+                elif isinstance(dim, str):
+                    declared.add(dim)
+    return {text: dim for text, dim in derived.items() if text not in declared}
+
+
 def _assign(view: View, inferred: ModelProto) -> None:
+    names = _derived_names(view)
     pending: list[tuple[Any, GraphProto]] = [(view.graph, inferred.graph)]
     while pending:
         graph, proto = pending.pop()
@@ -56,7 +71,7 @@ def _assign(view: View, inferred: ModelProto) -> None:
             for tensor in node.outputs:
                 found = types.get(tensor.name)
                 if found is not None and found.HasField("tensor_type") and isinstance(tensor, gs.Variable):
-                    set_facts(tensor, found.tensor_type, view.inference_runs)
+                    set_facts(tensor, found.tensor_type, view.inference_runs, names)
             if node_has_bodies(node):
                 pending.extend(zip(node.subgraphs(), bodies(node_proto), strict=True))
 
@@ -162,6 +177,7 @@ def infer_outputs(node: Any, opset: int) -> None:
         found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return  # an op without schema, or inputs that are unknown: the outputs stay unknown
+    names = {dim: dim for tensor in node.inputs for dim in shape_of(tensor) or () if isinstance(dim, str)}
     for tensor in node.outputs:
         if tensor.name in found and found[tensor.name].HasField("tensor_type"):
-            set_facts(tensor, found[tensor.name].tensor_type)
+            set_facts(tensor, found[tensor.name].tensor_type, names=names)

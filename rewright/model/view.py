@@ -8,7 +8,7 @@ tests/model/test_graphsurgeon_traps.py.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -248,16 +248,19 @@ class DerivedDim(str):
     __slots__ = ()
 
 
-def set_facts(variable: Any, tensor_type: Any, run: int = 0) -> None:
+def set_facts(variable: Any, tensor_type: Any, run: int = 0, names: Mapping[str, str] | None = None) -> None:
     """Fills what ``tensor_type`` (onnx.TypeProto.Tensor) says and the variable does not know; never erases a fact.
 
-    Symbols that shape inference made up get ``run`` into their name: "unk__0" of two runs are two dimensions.
+    Symbols that shape inference made up get ``run`` into their name: "unk__0" of two runs are two dimensions. A name in
+    ``names`` is the dimension that it stands for there, which may be a derived one.
     """
     if variable.dtype is None and tensor_type.elem_type:
         variable.dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
     if tensor_type.HasField("shape"):
         known = variable.shape
         dims = [dim.dim_value if dim.HasField("dim_value") else _symbol(dim.dim_param, run) for dim in tensor_type.shape.dim]
+        if names:
+            dims = [names.get(dim, dim) if isinstance(dim, str) else dim for dim in dims]
         if known is None or len(known) != len(dims):
             variable.shape = dims if known is None else known
         else:
@@ -273,7 +276,9 @@ def _symbol(name: str, run: int) -> str | None:
 def _better(old: Any, new: Any) -> Any:
     if isinstance(old, int) or new is None:
         return old
-    return new if isinstance(new, int) or old is None else old
+    if isinstance(new, int) or old is None:
+        return new
+    return new if old.startswith(MADE_UP_SYMBOL) and not new.startswith(MADE_UP_SYMBOL) else old
 
 
 def decode_attribute(attribute: AttributeProto, files: WeightFiles) -> Any:
