@@ -66,7 +66,7 @@ def multi_head(writer: Writer, mask: Mask) -> Value:
         *optional,
         domain=DOMAIN,
         num_heads=attention.head_count,
-        scale=attention.scores.scale * queries.scale * keys.scale,
+        scale=writer.scale(queries.scale, keys.scale),
         mask_filter_value=masking.filtered,
     )
     return _finished(writer, made, inputs[0], wanted[2][2], masking.bias)
@@ -116,7 +116,7 @@ def packed(writer: Writer, mask: Mask) -> Value:
         *inputs,
         domain=DOMAIN,
         num_heads=heads,
-        scale=attention.scores.scale * found[0].scale * found[1].scale,
+        scale=writer.scale(found[0].scale, found[1].scale),
         qkv_hidden_sizes=None if len(set(widths)) == 1 else widths,
         mask_filter_value=masking.filtered,
     )

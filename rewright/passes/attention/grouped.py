@@ -66,7 +66,7 @@ def operands(writer: Writer) -> tuple[list[Value], float]:
         writer.rows(place, layout, axis)
         for place, layout, axis in zip((queries, keys, values), wanted, (heads, shared, shared), strict=True)
     ]
-    return made, attention.scores.scale * queries.scale * keys.scale
+    return made, writer.scale(queries.scale, keys.scale)
 
 
 def group_query(writer: Writer) -> Value:

@@ -160,6 +160,7 @@ class Writer:
         else:
             target = self.op.Concat(*(self.length(size) for size in lengths), axis=0)
         made: Value = self.op.Expand(value, target)
+        made.tensor.shape = [fact_of(_whole(axis)) for axis in result]
         kept = tuple(axis if whole or present & set(axis) else () for axis in wanted)
         return self.relaid(made, tuple(result), kept)
 
@@ -167,7 +168,9 @@ class Writer:
         if layout == wanted:
             return wanted, value
         shape = self.shape([_whole(axis) for axis in wanted], [_whole(axis) for axis in layout])
-        return wanted, self.op.Reshape(value, shape)
+        made: Value = self.op.Reshape(value, shape)
+        made.tensor.shape = [fact_of(_whole(axis)) for axis in wanted]  # inference does not see through a computed shape
+        return wanted, made
 
     def shape(self, sizes: list[Size], given: list[Size]) -> Value:
         """The shape operand of a Reshape from axes of the sizes ``given`` to ``sizes``."""
@@ -223,6 +226,18 @@ class Writer:
                 if dim is not None and size_of(dim) == size:
                     return tensor, axis
         raise Unproven(f"no value has an axis of the length {size}", self.attention.softmax)
+
+    def scale(self, queries: float, keys: float) -> float:
+        """The scale of the scores, where queries and keys still have to be scaled by these numbers.
+
+        Raises:
+            Unproven: the op could not hold it; for a scale of 0, ops take another.
+        """
+        found = self.attention.scores.scale * queries * keys
+        range_of = np.finfo(np.float32)
+        if not float(range_of.tiny) <= found <= float(range_of.max):
+            raise Unproven(f"the scores are scaled by {found:g}, which is no number of the op", self.attention.softmax)
+        return found
 
     def whole(self, axis: Axis) -> Size:
         """The length of an axis."""
