@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -44,20 +45,18 @@ class Place:
     steps: tuple[Step, ...] = ()
 
 
-def places(axes: Axes, tensor: Any, layout: Layout) -> list[Place]:
-    """The values from which the factor ``tensor`` follows, itself first."""
-    found = [Place(tensor, layout)]
-    while len(found) < _LONGEST:
-        here = found[-1]
+def places(axes: Axes, tensor: Any, layout: Layout) -> Iterator[Place]:
+    """The values from which the factor ``tensor`` follows, itself first. Each step upwards may cut atoms in pieces."""
+    here: Place | None = Place(tensor, layout)
+    for _ in range(_LONGEST):
+        if here is None:
+            return
+        yield here
         node = producer(here.tensor)
         try:
-            further = _above(axes, node, here) if node is not None else None
+            here = _above(axes, node, here) if node is not None else None
         except Unproven:
-            break
-        if further is None:
-            break
-        found.append(further)
-    return found
+            return
 
 
 def _above(axes: Axes, node: Any, here: Place) -> Place | None:

@@ -186,12 +186,12 @@ def _assigned(axes: Axes, editor: Editor, softmax: Any, layout: Layout, scores: 
             break
     else:
         raise Unproven("the softmax does not run over the positions of one factor of the scores", softmax)
-    queries = places(axes, product.operands[index], product.layouts[index])
-    keys = places(axes, product.operands[1 - index], product.layouts[1 - index])
+    queries = list(places(axes, product.operands[index], product.layouts[index]))
+    keys = list(places(axes, product.operands[1 - index], product.layouts[1 - index]))
     second = below.product
     if axes.atoms(second.contracted) != axes.atoms(layout[-1]):
         raise Unproven("the probabilities are not summed over the axis of the softmax", second.node)
-    values = places(axes, second.operands[1 - below.index], second.layouts[1 - below.index])
+    values = list(places(axes, second.operands[1 - below.index], second.layouts[1 - below.index]))
     for role, held in (("keys", keys), ("values", values)):
         if is_constant(held[-1].tensor):
             raise Unproven(f"the {role} are constant", product.node if role == "keys" else second.node)
