@@ -122,7 +122,7 @@ def feeds_for(model: ModelProto, seed: int = 0, spread: float = 1.0, **sizes: in
         shape = [sizes[dim.dim_param] if dim.dim_param else dim.dim_value for dim in held.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(held.elem_type)
         if dtype.kind == "f":
-            feeds[value.name] = (spread * rng.standard_normal(shape)).astype(dtype)
+            feeds[value.name] = np.asarray(spread * rng.standard_normal(shape), dtype)
         else:
             array = rng.integers(0, 2, shape)
             if array.ndim:
