@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from rewright.model import facts
 from rewright.model.elements import make_constant, make_node, make_variable
 from rewright.model.errors import PassError
 from rewright.model.names import Names
 from rewright.pattern.values import Value
+from rewright.shapes.inference import infer_node
 
 
 class Builder:
@@ -42,8 +42,7 @@ class Builder:
         node = make_node(op, name, domain, [self._input(op, item) for item in inputs], made)
         node.attrs = {key: value for key, value in options.items() if value is not None}
         self.nodes.append(node)
-        if not domain:
-            facts.infer_outputs(node, self.opset)
+        infer_node(node, self.opset)
         values = tuple(Value(tensor) for tensor in made)
         return values[0] if outputs == 1 else values
 

@@ -58,6 +58,12 @@ class SizeText(DerivedDim):
 
     size: Polynomial
 
+    def __new__(cls, text: str, size: Polynomial) -> SizeText:
+        """The text of ``size``."""
+        made = super().__new__(cls, text)
+        made.size = size
+        return made
+
 
 def symbol(name: str) -> Polynomial:
     """The size that ``name`` stands for."""
@@ -93,9 +99,7 @@ def dim_of(size: Size) -> int | SizeText:
     text = name.strip('"') if name is not None else str(size)
     if MADE_UP_SYMBOL in text and not text.startswith(MADE_UP_SYMBOL):
         text = f"{MADE_UP_SYMBOL}({text})"  # made of made-up names, which must not leave the view
-    made = SizeText(text)
-    made.size = size
-    return made
+    return SizeText(text, size)
 
 
 def same_size(one: Dim, other: Dim) -> bool:

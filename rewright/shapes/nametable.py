@@ -19,10 +19,12 @@ class NameTable:
 
     Attributes:
         known: names that gave way, with what they stand for.
+        declared: what the model calls dimensions where that is no plain name.
         unsettled: whether facts may still hold such names.
     """
 
     def __init__(self) -> None:
+        self.declared: set[str] = set()
         self.known: dict[str, Size] = {}
         self.unsettled = False
         self._fixed: set[str] = set()
