@@ -7,8 +7,10 @@ from pydantic import Field
 from rewright.passes.attention.axes import Unproven
 from rewright.passes.attention.emission import Mask, multi_head
 from rewright.passes.attention.fusing import AttentionPass
+from rewright.passes.attention.repair import repair
 from rewright.passes.attention.standard import obstacle, standard
 from rewright.passes.attention.writing import Writer
+from rewright.passes.session import PassSession
 from rewright.pattern.values import Value
 
 
@@ -20,6 +22,8 @@ class MultiHeadAttention(AttentionPass):
     2. It is not used where a row might be masked as a whole and come out otherwise than from Softmax: such masks keep
        MultiHeadAttention, or the nodes they had.
     3. For MultiHeadAttention, shared keys and values are repeated; a soft cap is refused.
+    4. An ai.onnx Attention that is there already keeps its meaning; a mask that its kernel would not repeat along queries or keys
+       is repeated before it.
 
     Sources: ONNX operator Attention, versions 23 and 24; ONNX Runtime contrib operator MultiHeadAttention, version 1.
     """
@@ -32,6 +36,11 @@ class MultiHeadAttention(AttentionPass):
     mask: Mask = Field(
         default="auto", description="How a padding mask is given; index and none declare something, which parity checks."
     )
+
+    def run(self, session: PassSession) -> None:
+        super().run(session)
+        if session.target != "portable":
+            repair(session)
 
     def write(self, writer: Writer) -> Value:
         if writer.target in ("cpu", "portable"):

@@ -135,3 +135,56 @@ def test_a_constant_that_leaves_a_key_in_each_row_is_taken_as_it_is():
 def test_a_mask_of_integers_is_taken_for_zeros_and_ones_and_that_is_said():
     session, _ = run_pass(MultiHeadAttention(), Sharing(mask="additive", opset=23).model(), "portable")
     assert session.notes == ["the mask 'pad' is taken to hold only zeros and ones"]
+
+
+def _given(shape, kind="bool", four=False, opset=23):
+    """A model that has the op already, with a mask of a shape."""
+    operands = (
+        "float[B, 4, S, 8] q, float[B, 4, T, 8] k, float[B, 4, T, 8] v"
+        if four
+        else "float[B, S, 32] q, float[B, T, 32] k, float[B, T, 32] v"
+    )
+    heads = "" if four else ", q_num_heads = 4, kv_num_heads = 4"
+    return f"""
+        <ir_version: 10, opset_import: ["" : {opset}]>
+        g ({operands}, {kind}[{shape}] mask) => (float[B, N, S, H] y, float[B, N, S, H] z)
+        {{
+            y = Attention <scale = 0.5{heads}> (q, k, v, mask)
+            z = Attention <scale = 0.25{heads}> (q, k, v, mask)
+        }}
+    """.replace("(float[B, N, S, H] y, float[B, N, S, H] z)", "(float y, float z)")
+
+
+@pytest.mark.parametrize("four", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "sizes"), [("B, 1, 1, T", (2, 1, 1, 5)), ("1, T", (1, 5)), ("B, 1, S, 1", (2, 1, 3, 1)), ("T", (5,))]
+)
+def test_a_mask_that_the_kernel_would_not_repeat_is_repeated_before_it(shape, sizes, four):
+    before = _given(shape, four=four)
+    session, after = run_pass(MultiHeadAttention(), before)
+    assert len(session.sites) == 2
+    assert after.op_counts() == {
+        "ai.onnx::Attention": 2,
+        **{f"ai.onnx::{op}": n for op, n in (("Shape", 2), ("Gather", 2), ("Concat", 1), ("Expand", 1))},
+    }
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((2, length, 32)).astype(np.float32) for name, length in (("q", 3), ("k", 5), ("v", 5))}
+    if four:
+        feeds = {name: np.ascontiguousarray(value.reshape(2, -1, 4, 8).transpose(0, 2, 1, 3)) for name, value in feeds.items()}
+    feeds["mask"] = rng.random(sizes) < 0.7
+    feeds["mask"].reshape(-1)[:: 5 if sizes[-1] == 5 else 1] = True
+    with pytest.raises(Exception, match="attn_mask"):
+        run(as_model(before), feeds)
+    full = {**feeds, "mask": np.ascontiguousarray(np.broadcast_to(feeds["mask"], (2, 4, 3, 5)))}
+    expected = run(as_model(_given("B, 4, S, T", four=four)), full)
+    for found, wanted in zip(run(after, feeds), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    session, same = run_pass(MultiHeadAttention(), after)
+    assert session.sites == []
+    assert same.fingerprint() == after.fingerprint()
+
+
+@pytest.mark.parametrize(("shape", "target"), [("B, 1, S, T", "cpu"), ("1, 1, S, T", "cpu"), ("B, 1, 1, T", "portable")])
+def test_other_masks_are_left_alone(shape, target):
+    session, _ = run_pass(MultiHeadAttention(), _given(shape), target)
+    assert session.sites == []
