@@ -167,6 +167,10 @@ class Writer:
     def _reshaped(self, value: Value, layout: Layout, wanted: Layout) -> tuple[Layout, Value]:
         if layout == wanted:
             return wanted, value
+        places = _inserted(layout, wanted)
+        if places is not None:
+            axes = self.op.constant(np.array(places, np.int64), "axes")
+            return wanted, self.op.Unsqueeze(value, axes) if self.opset >= 13 else self.op.Unsqueeze(value, axes=places)
         shape = self.shape([_whole(axis) for axis in wanted], [_whole(axis) for axis in layout])
         made: Value = self.op.Reshape(value, shape)
         made.tensor.shape = [fact_of(_whole(axis)) for axis in wanted]  # inference does not see through a computed shape
@@ -265,7 +269,7 @@ class Writer:
             if {atom for axis in layout for atom in axis} != set(_flat(made)):
                 continue
             cost = 0 if layout == made else 1 if _flat(layout) == _flat(made) else 2
-            if best is None or cost < best[0]:
+            if best is None or cost <= best[0]:  # the latest, so that most goes
                 best = (cost, tensor, layout)
         if best is None:
             raise Unproven("the layout of the result is not known", self.attention.softmax)
@@ -295,6 +299,20 @@ def _has_rotary(place: Place) -> bool:
 
 def _flat(layout: Layout) -> Axis:
     return tuple(atom for axis in layout for atom in axis)
+
+
+def _inserted(layout: Layout, wanted: Layout) -> list[int] | None:
+    """Where axes of length 1 have to be inserted to get from one layout to the other, if that is all."""
+    places: list[int] = []
+    rest = list(layout)
+    for index, axis in enumerate(wanted):
+        if rest and rest[0] == axis:
+            rest.pop(0)
+        elif not axis:
+            places.append(index)
+        else:
+            return None
+    return places if places and not rest else None
 
 
 def _in_blocks(layout: Layout, order: Axis) -> bool:

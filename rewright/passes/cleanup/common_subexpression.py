@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import onnx_graphsurgeon as gs
+
 from rewright.model.edit import domain_of
 from rewright.model.elements import WeightRef
 from rewright.model.export import weight_slice
@@ -121,7 +123,7 @@ class _Merger:
         held = state_of(graph).initializers
         defaults = state_of(graph).input_defaults
         merged = 0
-        for name, constant in list(held.items()):
+        for name, constant in [*held.items(), *((constant.name, constant) for constant in _new_constants(graph, held))]:
             key = _content(constant)
             if key is None:
                 continue
@@ -130,11 +132,23 @@ class _Merger:
                 tables[0][key] = constant
             elif name not in defaults and not self._editor.is_graph_output(constant):
                 self._editor.redirect(constant, first, None)
-                del held[name]
+                if held.get(name) is constant:
+                    del held[name]
                 merged += 1
         if merged:
             self._session.notes.append(f"merged {merged} equal constants of the graph '{graph.name}'")
         return merged
+
+
+def _new_constants(graph: Any, held: dict[str, Any]) -> list[Any]:
+    """Constants that passes made, which become initializers when the view is exported."""
+    known = {id(constant) for constant in held.values()}
+    found: dict[int, Any] = {}
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant) and id(tensor) not in known and not isinstance(tensor._values, WeightRef):
+                found[id(tensor)] = tensor
+    return list(found.values())
 
 
 def _content(constant: Any) -> Key | None:
