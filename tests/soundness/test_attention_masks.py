@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from blocks import LOWEST, Block
-from judging import assert_block_equal, assert_equal, assert_settled, fused_block
+from judging import assert_block_equal, assert_equal, assert_fused, assert_settled, fused_block
 
 INF = float("-inf")
 
@@ -76,6 +76,11 @@ ROWS = {**PADDING, **CAUSAL}
 @pytest.mark.parametrize("name", ROWS)
 def test_parity(name):
     assert_block_equal(ROWS[name][0])
+
+
+@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
+def test_fused(name):
+    assert_fused(*ROWS[name])
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -2,7 +2,7 @@
 
 import pytest
 from blocks import Block
-from judging import assert_block_equal, assert_settled, fused_block
+from judging import assert_block_equal, assert_fused, assert_settled, fused_block
 
 # Each row: a block, and how many attention ops it becomes, or what the reason against it says; None where either is right.
 SCALES = {
@@ -58,6 +58,11 @@ ROWS = {**SCALES, **SOFTMAX, **PROJECTIONS}
 @pytest.mark.parametrize("name", ROWS)
 def test_parity(name):
     assert_block_equal(ROWS[name][0])
+
+
+@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
+def test_fused(name):
+    assert_fused(*ROWS[name])
 
 
 @pytest.mark.parametrize("name", ROWS)

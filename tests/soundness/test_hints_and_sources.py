@@ -3,7 +3,7 @@
 import onnx
 import pytest
 from blocks import LOWEST, Block
-from judging import PADDINGS, SHAPES, assert_block_equal, assert_equal, assert_settled, fused_block, optimized
+from judging import PADDINGS, SHAPES, assert_block_equal, assert_equal, assert_fused, assert_settled, fused_block, optimized
 
 import rewright
 
@@ -19,6 +19,11 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_parity(name):
     assert_block_equal(ROWS[name][0])
+
+
+@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
+def test_fused(name):
+    assert_fused(*ROWS[name])
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from blocks import LOWEST, Block, Graph
-from judging import SHAPES, assert_block_equal, assert_equal, assert_settled, fused_block, optimized
+from judging import SHAPES, assert_block_equal, assert_equal, assert_fused, assert_settled, fused_block, optimized
 from onnx import ModelProto, TensorProto
 
 ZOO = Path(__file__).parent.parent / "zoo"
@@ -25,6 +25,11 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_parity(name):
     assert_block_equal(ROWS[name][0])
+
+
+@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
+def test_fused(name):
+    assert_fused(*ROWS[name])
 
 
 @pytest.mark.parametrize("name", ROWS)

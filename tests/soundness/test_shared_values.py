@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from blocks import SIZE, Block, D, Graph
-from judging import SHAPES, assert_block_equal, assert_equal, assert_settled, fused_block, optimized, session
+from judging import SHAPES, assert_block_equal, assert_equal, assert_fused, assert_settled, fused_block, optimized, session
 from onnx import ModelProto, TensorProto, helper
 
 INNER = ("query", "key", "value", "scores", "masked", "probabilities", "context")
@@ -22,6 +22,11 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_parity(name):
     assert_block_equal(ROWS[name][0])
+
+
+@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
+def test_fused(name):
+    assert_fused(*ROWS[name])
 
 
 @pytest.mark.parametrize("name", ROWS)
