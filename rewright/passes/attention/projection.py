@@ -12,7 +12,7 @@ from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, 
 from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, sizes_of
 from rewright.passes.attention.operands import Place, places
 from rewright.passes.attention.scores import scalar
-from rewright.passes.attention.writing import Writer, numbers
+from rewright.passes.attention.writing import Writer, numbers, positions
 
 Array = np.ndarray[Any, Any]
 
@@ -122,28 +122,8 @@ def _source(writer: Writer, tensor: Any, layout: Layout, rows: tuple[Axis, Axis]
 
 def _columns(writer: Writer, axis: Axis, wanted: Axis) -> Array | None:
     """The positions along ``axis`` of the elements of ``wanted``, in order."""
-    atoms = writer.axes.atoms(axis)
-    index, used = _positions(writer, atoms)
+    index, used = positions(writer.axes, axis)
     if set(used) != set(wanted) or len(used) != len(wanted):
         return None
     order = [used.index(atom) for atom in wanted]
     return np.ascontiguousarray(index.reshape(numbers(used)).transpose(order)).reshape(-1)
-
-
-def _positions(writer: Writer, atoms: Axis) -> tuple[Array, Axis]:
-    """Positions along the whole axis that are used, and the atoms that they run over, the outermost first."""
-    index: Array = np.zeros((), np.int64)
-    used: list[Atom] = []
-    for atom in atoms:
-        if not isinstance(atom.size, int):
-            raise Unproven("the width of a projection is not known")
-        positions = np.arange(atom.size)
-        if atom.start is not None:
-            inner = writer.axes.atoms(atom.inner)
-            count = int(np.prod(numbers(inner), dtype=np.int64))
-            positions = positions[atom.start : atom.start + count]
-            used.extend(inner)
-        else:
-            used.append(atom)
-        index = (index.reshape(-1, 1) * atom.size + positions.reshape(1, -1)).reshape(-1)
-    return index.reshape(-1), tuple(used)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from rewright.model.facts import Dim, attribute, constant_of, dtype_of, shape_of
-from rewright.passes.attention.axes import Atom, Axis, Layout, Unproven, length, number, size_of
+from rewright.passes.attention.axes import Atom, Axes, Axis, Layout, Unproven, length, number, size_of
 from rewright.passes.attention.operands import Place, Step
 from rewright.passes.attention.recognition import Attention
 from rewright.passes.contract import Target
@@ -86,11 +86,15 @@ class Writer:
 
     def vector(self, step: Step, axis: Axis) -> np.ndarray[Any, Any]:
         """A constant that is added or multiplied, over the whole of ``axis``."""
-        layout = self.axes.resolve(step.layout)
-        present = [atom for held in layout for atom in held]
+        array = np.asarray(constant_of(step.value))
+        present: list[Atom] = []
+        for index, held in enumerate(self.axes.resolve(step.layout)):
+            chosen, used = positions(self.axes, held)
+            array = array.take(chosen, index) if array.shape[index] != len(chosen) else array
+            present.extend(used)
         if any(atom not in axis for atom in present):
             raise Unproven(f"the constant '{step.value.name}' depends on more than the head and the place in it", step.node)
-        array = np.asarray(constant_of(step.value)).reshape(numbers(present))
+        array = array.reshape(numbers(present))
         order = sorted(range(len(present)), key=lambda index: axis.index(present[index]))
         array = array.transpose(order)
         shape = [size if atom in present else 1 for atom, size in zip(axis, numbers(axis), strict=True)]
@@ -274,6 +278,28 @@ class Writer:
         if best is None:
             raise Unproven("the layout of the result is not known", self.attention.softmax)
         return best[1], self.relaid(value, made, best[2])
+
+
+def positions(axes: Axes, axis: Axis) -> tuple[np.ndarray[Any, Any], Axis]:
+    """Positions along the whole axis that are used, and the atoms that they run over, the outermost first.
+
+    Raises:
+        Unproven: a size is no number.
+    """
+    index: np.ndarray[Any, Any] = np.zeros((), np.int64)
+    used: list[Atom] = []
+    for atom in axes.atoms(axis):
+        if not isinstance(atom.size, int):
+            raise Unproven("the width of a projection is not known")
+        held = np.arange(atom.size)
+        if atom.start is not None:
+            inner = axes.atoms(atom.inner)
+            held = held[atom.start : atom.start + int(np.prod(numbers(inner), dtype=np.int64))]
+            used.extend(inner)
+        else:
+            used.append(atom)
+        index = (index.reshape(-1, 1) * atom.size + held.reshape(1, -1)).reshape(-1)
+    return index.reshape(-1), tuple(used)
 
 
 def numbers(axis: Iterable[Atom]) -> list[int]:
