@@ -123,6 +123,10 @@ class _Importer:
             constant = make_constant(name, WeightRef(tensor, self._model.files))
             scope[name] = graph.state.initializers[name] = constant
         graph.nodes = self.nodes(proto.node, scope, outer)
+        for value in proto.value_info:
+            declared = scope.get(value.name)
+            if isinstance(declared, Variable) and declared.dtype is None:
+                _set_type(declared, value)
         graph.outputs = [_lookup(value.name, scope, outer) for value in proto.output]
         for variable, value in zip(graph.outputs, proto.output, strict=True):
             if isinstance(variable, Variable) and variable.dtype is None:
