@@ -193,18 +193,22 @@ def _conv(known: Known, node: Any) -> list[Dims | None] | None:
     held = dimensions.multiply(weight[1], group) if isinstance(group, int) else None
     if held is not None:
         known.equal(dims[1], held)
-    return [[dims[0], weight[0], *_windows(node, dims[2:], weight[2:])]]
+    return [[dims[0], weight[0], *_windows(known, node, dims[2:], weight[2:])]]
 
 
 def _pool(known: Known, node: Any) -> list[Dims | None] | None:
     dims, kernel = known.dims(node.inputs[0]), attribute(node, "kernel_shape")
     if dims is None or not isinstance(kernel, list) or len(kernel) != len(dims) - 2:
         return None
-    return [[dims[0], dims[1], *_windows(node, dims[2:], kernel)]] * len(node.outputs)
+    return [[dims[0], dims[1], *_windows(known, node, dims[2:], kernel)]] * len(node.outputs)
 
 
-def _windows(node: Any, dims: list[Size], kernel: list[Any]) -> Dims:
-    """How many positions a sliding window has along each axis."""
+def _windows(known: Known, node: Any, dims: list[Size], kernel: list[Any]) -> Dims:
+    """How many positions a sliding window has along each axis.
+
+    ONNX Runtime refuses a Conv whose kernel does not fit. A pooling window that does not fit is counted with a division that
+    rounds towards 0.
+    """
     count = len(dims)
     strides, dilations = attribute(node, "strides", [1] * count), attribute(node, "dilations", [1] * count)
     pads, auto = attribute(node, "pads", [0] * (2 * count)), attribute(node, "auto_pad", "NOTSET")
@@ -219,19 +223,22 @@ def _windows(node: Any, dims: list[Size], kernel: list[Any]) -> Dims:
             found.append(terms.ceil_divide(dim, stride))
             continue
         padded = dimensions.add(dim, (pads[axis] + pads[axis + count] if auto == "NOTSET" else 0) - reach - 1)
-        steps = None
+        steps: Item = None
         if padded is not None and auto in ("NOTSET", "VALID"):
             if attribute(node, "ceil_mode", 0) != 0:
                 # The last window may not start in the padding, which depends on the number: only numbers are certain.
-                steps = _ceil_mode(dim, padded, stride, pads[axis]) if auto == "NOTSET" else terms.ceil_divide(padded, stride)
-            else:
+                steps = _ceil_mode(dim, padded, stride, pads[axis] if auto == "NOTSET" else 0)
+            elif node.op == "Conv":
+                known.not_negative(padded)
                 steps = terms.floor_divide(padded, stride)
+            else:
+                steps = terms.truncated_divide(padded, stride)
         found.append(dimensions.add(steps, 1) if steps is not None else None)
     return found
 
 
 def _ceil_mode(dim: Size, padded: Size, stride: int, begin: int) -> Item:
-    if not isinstance(dim, int) or not isinstance(padded, int):
+    if not isinstance(dim, int) or not isinstance(padded, int) or padded < 0:
         return None
     steps = -(-padded // stride)
     return steps - 1 if steps * stride >= dim + begin else steps

@@ -37,7 +37,6 @@ class Inference:
         self.opset = opset
         self.graph: Any = None
         self.names = NameTable()
-        self._dimensions: set[Size] = set()
 
     def infer(self, node: Any) -> bool:
         """Fills and improves the facts of the node's outputs; returns whether more is known now."""
@@ -64,7 +63,7 @@ class Inference:
             sizes = [self.names.resolved(size) for size in sizes]
         for size in sizes:
             if not isinstance(size, int) and not size.is_not_negative:
-                self._dimensions.add(size)
+                self.not_negative(size)
         return sizes
 
     def dim(self, size: Size) -> int | SizeText:
@@ -138,7 +137,10 @@ class Inference:
 
     def is_dimension(self, size: Size) -> bool:
         """Whether the size cannot be negative: by what it is made of, or because a value has it."""
-        return terms.never_negative(size) or size in self._dimensions
+        return terms.never_negative(size)
+
+    def not_negative(self, size: Size) -> None:
+        """The size is not negative, or the node cannot be computed."""
 
     def equal(self, one: Size, other: Size) -> None:
         """Both sizes are equal, or the node cannot be computed. A single node teaches nothing about others."""

@@ -32,6 +32,9 @@ class Known(Protocol):
     def is_dimension(self, size: Size) -> bool:
         """Whether the size cannot be negative: by what it is made of, or because a value has it."""
 
+    def not_negative(self, size: Size) -> None:
+        """The size is not negative, or the node cannot be computed."""
+
     def equal(self, one: Size, other: Size) -> None:
         """Both sizes are equal, or the node cannot be computed."""
 

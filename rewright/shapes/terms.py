@@ -129,6 +129,17 @@ def _grouped(size: Size) -> str:
     return text if is_plain else f"({text})"
 
 
+@lru_cache(maxsize=4096)
+def truncated_divide(dividend: Size, divisor: Size) -> Size | None:
+    """The quotient as ONNX's integer Div gives it, rounded towards 0; None for a divisor of 0."""
+    exact = divide(dividend, divisor)
+    if exact is not None or divisor == 0:
+        return exact
+    if never_negative(dividend) and never_negative(divisor):
+        return floor_divide(dividend, divisor)
+    return _term("div", f"div({dividend}, {divisor})", dividend, divisor)
+
+
 def ceil_divide(dividend: Size, divisor: int) -> Size | None:
     """The smallest integer not below ``dividend / divisor``, for a positive divisor."""
     above = add(dividend, divisor - 1) if divisor > 0 else None
@@ -273,6 +284,7 @@ _MAKERS: Final[dict[str, Callable[..., Size | None]]] = {
     "min": minimum,
     "max": maximum,
     "broadcast": broadcast,
+    "div": truncated_divide,
     "sliced": sliced,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -153,7 +153,9 @@ def _elementwise(known: Known, node: Any) -> Items | None:
         return None
     columns = [value.items * length if len(value.items) == 1 else value.items for value in values]
     operation = _ELEMENTWISE[node.op]
-    items = tuple(None if None in column and node.op != "Where" else operation(*column) for column in zip(*columns, strict=True))
+    items = tuple(
+        None if None in column and node.op != "Where" else operation(known, *column) for column in zip(*columns, strict=True)
+    )
     dtype = np.dtype(bool) if node.op in _LOGICAL else values[-1].dtype
     return Items(items, any(value.is_vector for value in values), dtype)
 
@@ -219,15 +221,14 @@ def _fits_32_bits(item: Item) -> bool:
     return item is not None and len(item.terms) == 1 and item.terms[0][1] == 1 and len(item.terms[0][0]) == 1
 
 
-def _divided(left: Size, right: Size) -> Item:
-    exact = dimensions.divide(left, right)
-    if exact is not None or right == 0:
-        return exact
-    # Div truncates, which is the floor where neither is negative.
-    return terms.floor_divide(left, right) if terms.never_negative(left) and terms.never_negative(right) else None
+def _divided(known: Known, left: Size, right: Size) -> Item:
+    """Div truncates, which is the floor where neither is negative."""
+    if known.is_dimension(left) and terms.never_negative(right) and right != 0:
+        return terms.floor_divide(left, right)
+    return terms.truncated_divide(left, right)
 
 
-def _modulo(left: Size, right: Size) -> Item:
+def _modulo(_: Known, left: Size, right: Size) -> Item:
     """The remainder with the divisor's sign, as ONNX has it for fmod=0."""
     if isinstance(left, int) and isinstance(right, int):
         return left % right if right else None
@@ -238,12 +239,15 @@ def _modulo(left: Size, right: Size) -> Item:
     return dimensions.add(left, whole, -1) if whole is not None else None
 
 
-def _equal(left: Size, right: Size) -> Item:
+def _equal(known: Known, left: Size, right: Size) -> Item:
     difference = dimensions.add(left, right, -1)
     if isinstance(difference, int):
         return int(difference == 0)
     if difference is not None and (_positive(difference) or _positive(dimensions.add(0, difference, -1))):
         return 0
+    for size, other in ((left, right), (right, left)):
+        if isinstance(other, int) and other < 0 and known.is_dimension(size):
+            return 0
     return None
 
 
@@ -263,7 +267,7 @@ def _less(left: Size, right: Size, strictly: bool) -> Item:
     return 0 if _positive(opposite) or (strictly and terms.never_negative(opposite)) else None
 
 
-def _where(condition: Item, yes: Item, no: Item) -> Item:
+def _where(_: Known, condition: Item, yes: Item, no: Item) -> Item:
     if yes is not None and yes == no:
         return yes
     return None if not isinstance(condition, int) else yes if condition else no
@@ -277,14 +281,11 @@ def _either(left: Item, right: Item) -> Item:
     return int(bool(left or right)) if isinstance(left, int) and isinstance(right, int) else None
 
 
-def _extreme(operation: Callable[[Size, Size], Size]) -> Callable[..., Item]:
-    def apply(*sizes: Size) -> Item:
-        result = sizes[0]
-        for size in sizes[1:]:
-            result = operation(result, size)
-        return result
-
-    return apply
+def _extreme(operation: Callable[[Size, Size], Size], sizes: Iterable[Size]) -> Item:
+    result: Item = None
+    for size in sizes:
+        result = size if result is None else operation(result, size)
+    return result
 
 
 def _absolute(size: Size) -> Item:
@@ -294,23 +295,23 @@ def _absolute(size: Size) -> Item:
 _LOGICAL: Final = frozenset(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not"))
 
 _ELEMENTWISE: Final[dict[str, Callable[..., Item]]] = {
-    "Add": dimensions.add,
-    "Sub": lambda left, right: dimensions.add(left, right, -1),
-    "Mul": dimensions.multiply,
+    "Add": lambda _, left, right: dimensions.add(left, right),
+    "Sub": lambda _, left, right: dimensions.add(left, right, -1),
+    "Mul": lambda _, left, right: dimensions.multiply(left, right),
     "Div": _divided,
     "Mod": _modulo,
-    "Neg": lambda size: dimensions.add(0, size, -1),
-    "Abs": _absolute,
-    "Min": _extreme(terms.minimum),
-    "Max": _extreme(terms.maximum),
+    "Neg": lambda _, size: dimensions.add(0, size, -1),
+    "Abs": lambda _, size: _absolute(size),
+    "Min": lambda _, *sizes: _extreme(terms.minimum, sizes),
+    "Max": lambda _, *sizes: _extreme(terms.maximum, sizes),
     "Equal": _equal,
-    "Greater": lambda left, right: _less(right, left, True),
-    "GreaterOrEqual": lambda left, right: _less(right, left, False),
-    "Less": lambda left, right: _less(left, right, True),
-    "LessOrEqual": lambda left, right: _less(left, right, False),
-    "And": _both,
-    "Or": _either,
-    "Not": lambda value: 1 - value if isinstance(value, int) else None,
+    "Greater": lambda _, left, right: _less(right, left, True),
+    "GreaterOrEqual": lambda _, left, right: _less(right, left, False),
+    "Less": lambda _, left, right: _less(left, right, True),
+    "LessOrEqual": lambda _, left, right: _less(left, right, False),
+    "And": lambda _, left, right: _both(left, right),
+    "Or": lambda _, left, right: _either(left, right),
+    "Not": lambda _, value: 1 - value if isinstance(value, int) else None,
     "Where": _where,
 }
 
@@ -329,8 +330,8 @@ _RULES: Final[dict[str, Callable[[Known, Any], Items | None]]] = {
     "Identity": _identity,
     "ReduceProd": _reduced(dimensions.product, 18),
     "ReduceSum": _reduced(_sum, 13),
-    "ReduceMax": _reduced(lambda sizes: _extreme(terms.maximum)(*sizes) if sizes else None, 18),
-    "ReduceMin": _reduced(lambda sizes: _extreme(terms.minimum)(*sizes) if sizes else None, 18),
+    "ReduceMax": _reduced(lambda sizes: _extreme(terms.maximum, sizes), 18),
+    "ReduceMin": _reduced(lambda sizes: _extreme(terms.minimum, sizes), 18),
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
     "Expand": _expand,

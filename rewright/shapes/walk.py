@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from rewright.model.elements import normal_domain
 from rewright.model.order import node_has_bodies
 from rewright.model.view import View
+from rewright.shapes import terms
 from rewright.shapes.dimensions import Size, SizeText, is_vague, size_of
 from rewright.shapes.inference import Inference
 
@@ -40,12 +41,30 @@ class Shapes(Inference):
         super().__init__(0)
         self._view = view
         self.lacks_something = False
+        self._not_negative: set[Size] = set()
+        self._asked: dict[Size, list[tuple[Any, Any]]] = {}
+        self._visited: tuple[Any, Any] | None = None
         self._queue: deque[tuple[Any, Any]] = deque()
         self._queued: set[int] = set()
 
     def equal(self, one: Size, other: Size) -> None:
         """Both sizes are equal, or the node cannot be computed."""
         self.names.equate(one, other, self.graph, self.graph is self._view.graph)
+
+    def is_dimension(self, size: Size) -> bool:
+        """Whether the size cannot be negative: by what it is made of, or because the model could not be computed otherwise."""
+        if terms.never_negative(size) or size in self._not_negative:
+            return True
+        if self._visited is not None:
+            self._asked.setdefault(size, []).append(self._visited)
+        return False
+
+    def not_negative(self, size: Size) -> None:
+        """The size is not negative. What asked before is visited again; what holds in a body is not said of the model."""
+        if self.graph is self._view.graph and size not in self._not_negative and not terms.never_negative(size):
+            self._not_negative.add(size)
+            for graph, node in self._asked.pop(size, ()):
+                self._enqueue(graph, node)
 
     def refresh(self) -> None:
         """Infers the nodes that are new since the last time, and what their outputs say about others."""
@@ -106,6 +125,7 @@ class Shapes(Inference):
 
     def _visit(self, graph: Any, node: Any) -> None:
         node.__dict__["inferred"] = graph
+        self._visited = graph, node
         improved = self.infer(node)
         if node_has_bodies(node):
             improved |= self._choice(node)
@@ -152,9 +172,13 @@ class Shapes(Inference):
         for tensor in node.outputs:
             for reader in tensor.outputs:
                 graph = reader.__dict__.get("inferred")
-                if graph is not None and id(reader) not in self._queued:
-                    self._queued.add(id(reader))
-                    self._queue.append((graph, reader))
+                if graph is not None:
+                    self._enqueue(graph, reader)
+
+    def _enqueue(self, graph: Any, node: Any) -> None:
+        if id(node) not in self._queued:
+            self._queued.add(id(node))
+            self._queue.append((graph, node))
 
     def _settle(self) -> None:
         """Writes what was learnt about names into all facts that hold them."""
