@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.cleanup.inline_functions", "InlineFunctions"),
     ("rewright.passes.cleanup.constant_folding", "ConstantFolding"),
+    ("rewright.passes.cleanup.inline_conditionals", "InlineConditionals"),
     ("rewright.passes.cleanup.identity_elimination", "IdentityElimination"),
     ("rewright.passes.cleanup.common_subexpression", "CommonSubexpression"),
     ("rewright.passes.cleanup.shape_simplification", "ShapeSimplification"),
@@ -43,12 +44,12 @@ PASSES: tuple[tuple[str, str], ...] = (
 LEVELS: Mapping[str, str] = {
     "O0": "",
     "O1": (
-        "inline-functions, constant-folding, identity-elimination, shape-simplification, constant-folding,"
+        "inline-functions, constant-folding, inline-conditionals, identity-elimination, shape-simplification, constant-folding,"
         " identity-elimination, common-subexpression, dead-code"
     ),
     "O2": (
         "O1, layer-norm, rms-norm, rotary-embedding, attention, group-query-attention, multi-head-attention, gelu, fast-gelu,"
-        " quick-gelu, skip-layer-norm, skip-rms-norm, bias-skip-layer-norm, bias-gelu, common-subexpression, dead-code"
+        " quick-gelu, skip-layer-norm, skip-rms-norm, bias-skip-layer-norm, bias-gelu, identity-elimination, common-subexpression, dead-code"
     ),
     "O3": "O2, gelu-approximation, dead-code",
 }

@@ -5,6 +5,8 @@ import pytest
 from blocks import LOWEST, Block
 from judging import assert_block_equal, assert_equal, assert_fused, assert_settled, fused_block
 
+import rewright
+
 INF = float("-inf")
 
 # Each row: a block, and how many attention ops it becomes, or what the reason against it says; None where either is right.
@@ -92,20 +94,31 @@ def test_a_second_run_changes_nothing(name):
 @pytest.mark.parametrize(
     "block",
     [
-        Block(mask="additive"),
         Block(mask="add-where", fill=LOWEST),
         Block(mask="select", fill=LOWEST),
         Block(mask="select-masked", fill=-1e4),
         Block(mask="add-where", fill=INF, guard=True),
         Block(mask="select", fill=LOWEST, cross=True),
     ],
-    ids=["additive", "add-where", "select", "select-masked", "guarded", "cross"],
+    ids=["add-where", "select", "select-masked", "guarded", "cross"],
 )
 def test_a_mask_may_hold_other_numbers_than_0_and_1(block, numbers):
-    """Nothing in the model says that the input is 0 or 1: 2 is not masked, and in (1 - mask) * fill it is raised."""
+    """Nothing in the model says that the input is 0 or 1: where only its truth counts, 2 is not masked."""
     rng, feeds = np.random.default_rng(0), block.feeds(3, 5)
     feeds["mask"] = rng.choice(np.array(numbers), feeds["mask"].shape)
     assert_equal(block.model, fused_block(block).model, [feeds])
+
+
+def test_a_mask_that_is_used_as_a_number_is_taken_for_zeros_and_ones_and_the_report_says_so():
+    """(1 - mask) * fill raises a key of which the mask is 2; no exporter means that, and ``mask=bias`` keeps it."""
+    block = Block(mask="additive")
+    notes = [note for step in fused_block(block).report.passes for note in step.notes]
+    assert "the mask 'mask' is taken to hold only zeros and ones" in notes
+    feeds = block.feeds(3, 5)
+    feeds["mask"] = np.random.default_rng(0).choice(np.array([-1, 0, 1, 2]), feeds["mask"].shape)
+    kept = rewright.optimize(block.model, chain="O1, attention{mask=bias}", verify="structure")
+    assert kept.report.counts()["attention"] == 1
+    assert_equal(block.model, kept.model, [feeds])
 
 
 @pytest.mark.parametrize("kind", ["select", "select-masked", "add-where", "additive"])
