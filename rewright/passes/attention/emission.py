@@ -20,9 +20,11 @@ from rewright.passes.attention.writing import Writer, fact_of
 from rewright.pattern.values import Value
 
 Mask = Literal["auto", "raw", "bias", "index", "none"]
-"""How a padding mask is given. "raw": as the mask of zeros and ones, where that is proven to be the same; "auto" is that. "bias": as
-what is added to the scores. "index": as lengths, which declares that padding is on the right. "none": not at all, which declares
-that nothing is padded. What is declared and not so, parity finds."""
+"""How a padding mask is given.
+
+"raw": as the mask of zeros and ones, where that is proven to be the same; "auto" is that. "bias": as what is added to the scores.
+"index": as lengths, which declares that padding is on the right. "none": not at all, which declares that nothing is padded. What
+is declared and not so, parity finds."""
 
 DECLARED: Final = {
     "index": "it was declared that the mask '{}' pads on the right only",

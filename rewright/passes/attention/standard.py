@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from rewright.model.facts import constant_of, dtype_of, is_small_constant
-from rewright.passes.attention.axes import number
+from rewright.passes.attention.axes import Unproven, number
 from rewright.passes.attention.bias import bias, whole
 from rewright.passes.attention.causal import causal
 from rewright.passes.attention.extent import extent
@@ -44,6 +44,18 @@ def obstacle(writer: Writer) -> str | None:
     if found.masks and _is_lowest(writer, found.low):
         return "a row that is masked as a whole, in part with -inf, would be zeros"
     return None
+
+
+def refuse_slow_softcap(writer: Writer) -> None:
+    """Leaves a soft cap to the separate nodes where the kernel was measured to be several times slower.
+
+    Raises:
+        Unproven: there is one, and the target is cpu.
+    """
+    cap = writer.attention.scores.softcap
+    if cap is not None and writer.target == "cpu":
+        reason = f"the scores have a soft cap ({cap:g}), for which the kernel is slower than the separate nodes"
+        raise Unproven(f"{reason}; see the option softcap", writer.attention.softmax)
 
 
 def standard(writer: Writer) -> Value:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from rewright.passes.attention.axes import Unproven
 from rewright.passes.attention.fusing import AttentionPass
 from rewright.passes.attention.grouped import group_query
-from rewright.passes.attention.standard import obstacle
+from rewright.passes.attention.standard import obstacle, refuse_slow_softcap
 from rewright.passes.attention.writing import Writer
 from rewright.pattern.values import Value
 
@@ -25,7 +27,7 @@ class GroupQueryAttention(AttentionPass):
     3. Not where the opset of the model has ai.onnx Attention and it may be used: ``multi-head-attention`` emits that, which is
        faster.
     4. Target cpu. The kernel ends the process for an empty batch. It computes a soft cap one score at a time, which takes four to
-       seven times as long as the separate nodes from 128 positions on: leave the pass out of a chain where that matters.
+       seven times as long as the separate nodes from 128 positions on: ``softcap`` is off unless you ask for it.
 
     Source: ONNX Runtime contrib operator GroupQueryAttention, version 1.
     """
@@ -36,7 +38,11 @@ class GroupQueryAttention(AttentionPass):
     after = ("attention", "rotary-embedding")
     before = ("multi-head-attention",)
 
+    softcap: bool = Field(default=False, description="Take scores with a soft cap too, although the CPU kernel is slower then.")
+
     def write(self, writer: Writer) -> Value:
+        if not self.softcap:
+            refuse_slow_softcap(writer)
         if obstacle(writer) is None:
             raise Unproven("ai.onnx Attention, which multi-head-attention emits at this opset, is faster")
         return group_query(writer)

@@ -8,7 +8,7 @@ from rewright.passes.attention.axes import Unproven
 from rewright.passes.attention.emission import Mask, multi_head
 from rewright.passes.attention.fusing import AttentionPass
 from rewright.passes.attention.repair import repair
-from rewright.passes.attention.standard import obstacle, standard
+from rewright.passes.attention.standard import obstacle, refuse_slow_softcap, standard
 from rewright.passes.attention.writing import Writer
 from rewright.passes.session import PassSession
 from rewright.pattern.values import Value
@@ -37,12 +37,16 @@ class MultiHeadAttention(AttentionPass):
         default="auto", description="How a padding mask is given; index and none declare something, which parity checks."
     )
 
+    softcap: bool = Field(default=False, description="Take scores with a soft cap too, although the CPU kernel is slower then.")
+
     def run(self, session: PassSession) -> None:
         super().run(session)
         if session.target != "portable":
             repair(session)
 
     def write(self, writer: Writer) -> Value:
+        if not self.softcap:
+            refuse_slow_softcap(writer)
         if writer.target in ("cpu", "portable"):
             against = obstacle(writer)
             if against is None:

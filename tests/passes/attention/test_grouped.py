@@ -15,7 +15,7 @@ KEY = "com.microsoft::GroupQueryAttention"
 
 def fused(knobs):
     """The rewritten model and the attributes of its one GroupQueryAttention; nothing of the attention is left beside it."""
-    session, after = run_pass(GroupQueryAttention(), knobs.model())
+    session, after = run_pass(GroupQueryAttention(softcap=True), knobs.model())
     assert [item.reason for item in session.rejections] == []
     counts = after.op_counts()
     assert counts[KEY] == 1
@@ -47,7 +47,7 @@ def test_shared_keys_and_values(repeat, groups):
 def test_heads_in_turns_are_not_groups(repeat):
     """Head n uses key head n mod G there: MultiHeadAttention gets the repeated keys, and the numbers are kept."""
     knobs = Sharing(repeat=repeat)
-    session, same = run_pass(GroupQueryAttention(), knobs.model())
+    session, same = run_pass(GroupQueryAttention(softcap=True), knobs.model())
     assert "each head has keys of its own" in session.rejections[0].reason
     session, after = run_pass(MultiHeadAttention(), same)
     assert len(session.sites) == 1
@@ -118,7 +118,7 @@ def test_two_sites_share_their_lengths():
     model = Sharing(mask="k<=q").model()
     twice = onnx.compose.add_prefix(model, "second_")
     merged = onnx.compose.merge_models(model, twice, io_map=[])
-    _, after = run_pass(GroupQueryAttention(), merged)
+    _, after = run_pass(GroupQueryAttention(softcap=True), merged)
     counts = after.op_counts()
     assert (counts[KEY], counts["ai.onnx::Cast"], counts["ai.onnx::Sub"], counts["ai.onnx::Expand"]) == (2, 1, 1, 1)
     feeds = Sharing().feeds(2, 5)
@@ -139,7 +139,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name):
     knobs, reason = REFUSED[name]
-    session, after = run_pass(GroupQueryAttention(), knobs.model())
+    session, after = run_pass(GroupQueryAttention(softcap=True), knobs.model())
     assert session.sites == []
     assert reason in session.rejections[0].reason
     assert after.fingerprint() == as_model(knobs.model()).fingerprint()
@@ -147,7 +147,7 @@ def test_refusals(name):
 
 @pytest.mark.parametrize("target", ["cuda", "dml", "portable"])
 def test_other_targets(target):
-    session, _ = run_pass(GroupQueryAttention(), Sharing().model(), target)
+    session, _ = run_pass(GroupQueryAttention(softcap=True), Sharing().model(), target)
     assert session.sites == []
     assert "cpu" in session.rejections[0].reason
 
@@ -159,10 +159,17 @@ def test_something_added_before_the_cap():
     place = list(model.graph.node).index(tanh)
     model.graph.node.insert(place, onnx.helper.make_node("Add", [tanh.input[0], "early"], ["added"]))
     tanh.input[0] = "added"
-    session, _ = run_pass(GroupQueryAttention(), model)
+    session, _ = run_pass(GroupQueryAttention(softcap=True), model)
     assert "before their soft cap" in session.rejections[0].reason
 
 
 def test_other_ops_have_no_soft_cap():
-    session, _ = run_pass(MultiHeadAttention(), Sharing(cap=50.0).model())
-    assert "a soft cap (50)" in session.rejections[0].reason
+    session, _ = run_pass(MultiHeadAttention(softcap=True), Sharing(cap=50.0).model())
+    assert session.rejections[0].reason == "the scores have a soft cap (50), which the op does not have"
+
+
+@pytest.mark.parametrize("chosen", [GroupQueryAttention, MultiHeadAttention])
+def test_a_soft_cap_is_left_to_the_faster_nodes_unless_asked_for(chosen):
+    session, _ = run_pass(chosen(), Sharing(cap=50.0).model())
+    assert not session.sites
+    assert "a soft cap (50), for which the kernel is slower than the separate nodes" in session.rejections[0].reason

@@ -13,7 +13,7 @@ INF = float("-inf")
 
 
 def fused(knobs, target="portable"):
-    session, after = run_pass(MultiHeadAttention(), knobs.model(), target)
+    session, after = run_pass(MultiHeadAttention(softcap=True), knobs.model(), target)
     assert [item.reason for item in session.rejections] == []
     assert after.op_counts()["ai.onnx::Attention"] == 1
     assert (
@@ -104,7 +104,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_of_the_portable_target(name):
     knobs, reason = REFUSED[name]
-    session, after = run_pass(MultiHeadAttention(), knobs.model(), "portable")
+    session, after = run_pass(MultiHeadAttention(softcap=True), knobs.model(), "portable")
     assert session.sites == []
     assert reason in session.rejections[0].reason
     assert after.fingerprint() == as_model(knobs.model()).fingerprint()
@@ -113,7 +113,7 @@ def test_refusals_of_the_portable_target(name):
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "opset"])
 def test_on_the_cpu_such_masks_keep_to_the_contrib_ops(name):
     knobs, _ = REFUSED[name]
-    for current, op in ((GroupQueryAttention(), "GroupQueryAttention"), (MultiHeadAttention(), "MultiHeadAttention")):
+    for current, op in ((GroupQueryAttention(), "GroupQueryAttention"), (MultiHeadAttention(softcap=True), "MultiHeadAttention")):
         session, after = run_pass(current, knobs.model())
         assert len(session.sites) == 1
         assert after.op_counts()[f"com.microsoft::{op}"] == 1
@@ -125,7 +125,7 @@ def test_a_constant_that_leaves_a_key_in_each_row_is_taken_as_it_is():
     model.graph.input.remove(next(value for value in model.graph.input if value.name == "bias"))
     plane = np.where(np.tri(5, k=1) > 0, 0, -np.inf).astype(np.float32)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.tile(plane, (1, 4, 1, 1)), "bias"))
-    session, after = run_pass(MultiHeadAttention(), model, "portable")
+    session, after = run_pass(MultiHeadAttention(softcap=True), model, "portable")
     assert len(session.sites) == 1
     assert "ai.onnx::Max" not in after.op_counts()
     feeds = {name: value for name, value in Sharing().feeds(3, 5).items() if name != "bias"}
@@ -133,7 +133,7 @@ def test_a_constant_that_leaves_a_key_in_each_row_is_taken_as_it_is():
 
 
 def test_a_mask_of_integers_is_taken_for_zeros_and_ones_and_that_is_said():
-    session, _ = run_pass(MultiHeadAttention(), Sharing(mask="additive", opset=23).model(), "portable")
+    session, _ = run_pass(MultiHeadAttention(softcap=True), Sharing(mask="additive", opset=23).model(), "portable")
     assert session.notes == ["the mask 'pad' is taken to hold only zeros and ones"]
 
 
@@ -161,7 +161,7 @@ def _given(shape, kind="bool", four=False, opset=23):
 )
 def test_a_mask_that_the_kernel_would_not_repeat_is_repeated_before_it(shape, sizes, four):
     before = _given(shape, four=four)
-    session, after = run_pass(MultiHeadAttention(), before)
+    session, after = run_pass(MultiHeadAttention(softcap=True), before)
     assert len(session.sites) == 2
     assert after.op_counts() == {
         "ai.onnx::Attention": 2,
@@ -179,12 +179,12 @@ def test_a_mask_that_the_kernel_would_not_repeat_is_repeated_before_it(shape, si
     expected = run(as_model(_given("B, 4, S, T", four=four)), full)
     for found, wanted in zip(run(after, feeds), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
-    session, same = run_pass(MultiHeadAttention(), after)
+    session, same = run_pass(MultiHeadAttention(softcap=True), after)
     assert session.sites == []
     assert same.fingerprint() == after.fingerprint()
 
 
 @pytest.mark.parametrize(("shape", "target"), [("B, 1, S, T", "cpu"), ("1, 1, S, T", "cpu"), ("B, 1, 1, T", "portable")])
 def test_other_masks_are_left_alone(shape, target):
-    session, _ = run_pass(MultiHeadAttention(), _given(shape), target)
+    session, _ = run_pass(MultiHeadAttention(softcap=True), _given(shape), target)
     assert session.sites == []
