@@ -141,21 +141,27 @@ def count(after: Model) -> int:
     return sum(node.op_type in FUSED for node in after.proto.graph.node)
 
 
-def run(model: Any, feeds: dict[str, Any]) -> list[Any]:
-    """The outputs, with every optimization of ONNX Runtime switched off."""
+def session_of(model: Any) -> Any:
+    """A session with every optimization of ONNX Runtime switched off."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", Model.SESSION_FOLDER)
     loaded = as_model(model)
-    return list(ort.InferenceSession(loaded.session_bytes(), options, providers=["CPUExecutionProvider"]).run(None, feeds))
+    return ort.InferenceSession(loaded.session_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def run(model: Any, feeds: dict[str, Any]) -> list[Any]:
+    """The outputs."""
+    return list(session_of(model).run(None, feeds))
 
 
 def assert_same(before: ModelProto, after: Model, *sets: dict[str, Any], tolerance: float = 2e-5) -> None:
     """Both models give the same numbers, in the same shapes, with the same NaNs."""
+    first, second = session_of(before), session_of(after)
     for feeds in sets:
-        for expected, actual in zip(run(before, feeds), run(after, feeds), strict=True):
+        for expected, actual in zip(first.run(None, feeds), second.run(None, feeds), strict=True):
             assert expected.dtype == actual.dtype
             assert expected.shape == actual.shape
             np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
