@@ -35,7 +35,7 @@ def bias(writer: Writer) -> Value | None:
     key: tuple[Any, ...] = ("bias",)
     loose = False
     for term in map(unexpanded, _absorbing(attention.scores.terms)):
-        if term.kind == "multiply" and made is None:
+        if (term.kind == "multiply" and made is None) or _is_nothing(term):
             continue
         key = (*key, term.kind, term.number, _mark(writer, term))
         made = _step(writer, term, made, key)
@@ -43,6 +43,14 @@ def bias(writer: Writer) -> Value | None:
     if made is not None and loose:
         writer.shared.loose.add(id(made.tensor))
     return made
+
+
+def _is_nothing(term: Term) -> bool:
+    """Whether the term adds zeros."""
+    if term.kind not in ("add", "subtract") or not is_small_constant(term.value, _MOST_ELEMENTS):
+        return False
+    value = constant_of(term.value)
+    return value is not None and not np.any(value)
 
 
 def _absorbing(terms: tuple[Term, ...]) -> tuple[Term, ...]:
