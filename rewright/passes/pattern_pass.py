@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from rewright.model.errors import PassError
@@ -137,19 +138,34 @@ class PatternPass(Pass):
         engine.report()
 
 
+def _traced(current: PatternPass) -> tuple[Traced, frozenset[str], frozenset[str]]:
+    """The pattern of a pass with these options, the ops of its root, and all its ops."""
+    traced: Traced = trace(current.pattern, current.name)
+    return traced, root_ops(traced.root), pattern_ops((traced.root, *traced.exposed))
+
+
+_traced_once = lru_cache(maxsize=256)(_traced)
+
+
+def _is_hashable(current: PatternPass) -> bool:
+    try:
+        hash(current)
+    except TypeError:  # an option is a list or a dictionary
+        return False
+    return True
+
+
 class _Engine:
     def __init__(self, current: PatternPass, session: PassSession) -> None:
         self._pass = current
         self._session = session
-        self._traced: Traced = trace(current.pattern, current.name)
-        self._roots = root_ops(self._traced.root)
+        self._traced, self._roots, self._ops = (_traced_once if _is_hashable(current) else _traced)(current)
         self._check = _caller(current.check, current.name, self._traced.names)
         self._rewrite = _caller(current.rewrite, current.name, self._traced.names)
         self._targets = (self._traced.root, *self._traced.exposed)
         self._output = self._traced.root.output if isinstance(self._traced.root, NodePattern) else 0
         self._misses: dict[int, tuple[int, Any, str, Any]] = {}
         self._paths: Paths | None = None
-        self._ops = pattern_ops(self._targets)
         self._swept = False
         self._fresh_ops: set[str] = set()
         self._refused: set[int] = set()

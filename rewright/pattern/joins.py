@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from rewright.model import facts
 from rewright.model.edit import Editor
-from rewright.pattern.language import Any_, Bound, NodePattern, Optional_, Pattern, Product, Through, parts, root_ops
+from rewright.pattern.language import Any_, Bound, NodePattern, Optional_, Pattern, Product, Through, parts, pattern_ops, root_ops
 
 _MOST_NODES: Final = 256
 _DEEPEST: Final = 16
@@ -32,9 +33,9 @@ def candidates(root: Pattern, matched: Bindings, editor: Editor, graph: Any) -> 
     if not anchors:
         return
     anchor = min(anchors, key=lambda tensor: (facts.is_constant(tensor), len(tensor.outputs)))
-    ends, between = root_ops(root), _all_ops(root)
+    ends, between, depth = _reach(root)
     frontier, seen, visited = [anchor], {id(anchor)}, 0
-    for _ in range(min(_depth(root), _DEEPEST)):
+    for _ in range(min(depth, _DEEPEST)):
         following: list[Any] = []
         for tensor in frontier:
             for node in editor.consumers(tensor):
@@ -71,6 +72,13 @@ def _anchors(root: Pattern, matched: Bindings) -> list[Any]:
     return found
 
 
+@lru_cache(maxsize=512)
+def _reach(root: Pattern) -> tuple[frozenset[str], frozenset[str], int]:
+    """The ops that can compute the root's value, all ops that the pattern mentions, and its depth."""
+    return root_ops(root), pattern_ops([root]), _depth(root)
+
+
+@lru_cache(maxsize=4096)
 def _shared(pattern: Pattern) -> dict[int, Pattern]:
     """The patterns that every way through ``pattern`` contains, by identity."""
     if isinstance(pattern, Optional_):
@@ -85,17 +93,7 @@ def _shared(pattern: Pattern) -> dict[int, Pattern]:
     return found
 
 
-def _all_ops(pattern: Pattern) -> frozenset[str]:
-    """Every op type that the pattern mentions."""
-    found: set[str] = set()
-    pending = [pattern]
-    while pending:
-        current = pending.pop()
-        found |= root_ops(current)
-        pending.extend(parts(current))
-    return frozenset(found)
-
-
+@lru_cache(maxsize=4096)
 def _depth(pattern: Pattern) -> int:
     """The most nodes on a way through the pattern."""
     below = max((_depth(part) for part in parts(pattern)), default=0)

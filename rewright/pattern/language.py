@@ -13,7 +13,7 @@ finds ``x - (-c)``, ``x ** 2`` also finds ``x * x``: roles, not one exporter's s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -250,42 +250,45 @@ def trace(function: Callable[..., Any], owner: str) -> Traced:
 def pattern_ops(patterns: Iterable[Pattern]) -> frozenset[str]:
     """Every op type that a node of a match can have."""
     found: set[str] = set()
-    pending = list(patterns)
-    while pending:
-        current = pending.pop()
+    for current in _walk(patterns, parts):
         if isinstance(current, NodePattern):
             found.add(current.op)
-            pending.extend(item for item in current.inputs if item is not None)
-        elif isinstance(current, Any_):
-            pending.extend(current.choices)
         elif isinstance(current, Product):
             found.update(("Mul", "Div"))
-            pending.extend(current.factors)
         elif isinstance(current, Through):
             found.update(current.ops)
-            pending.append(current.inner)
-        elif isinstance(current, Optional_):
-            pending.append(current.inner)
     return frozenset(found)
 
 
 def root_ops(pattern: Pattern) -> frozenset[str]:
     """The op types that can produce the pattern's value."""
     found: set[str] = set()
-    pending = [pattern]
-    while pending:
-        current = pending.pop()
+    for current in _walk([pattern], _same_value):
         if isinstance(current, NodePattern):
             found.add(current.op)
-        elif isinstance(current, Any_):
-            pending.extend(current.choices)
         elif isinstance(current, Product):
             found.update(("Mul", "Div"))
-            pending.extend(current.factors if len(current.factors) == 1 else ())
         elif isinstance(current, Through):
             found.update(current.ops)
-            pending.append(current.inner)
     return frozenset(found)
+
+
+def _walk(roots: Iterable[Pattern], below: Callable[[Pattern], tuple[Pattern, ...]]) -> Iterator[Pattern]:
+    """Each pattern once: alternatives share their parts, and there are many more ways through them than parts."""
+    pending, seen = list(roots), set[int]()
+    while pending:
+        current = pending.pop()
+        if id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            pending.extend(below(current))
+
+
+def _same_value(pattern: Pattern) -> tuple[Pattern, ...]:
+    """The patterns right below whose value can be the pattern's own."""
+    if isinstance(pattern, Product):
+        return pattern.factors if len(pattern.factors) == 1 else ()
+    return parts(pattern) if isinstance(pattern, (Any_, Through)) else ()
 
 
 def parts(pattern: Pattern) -> tuple[Pattern, ...]:
