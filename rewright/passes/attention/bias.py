@@ -32,7 +32,7 @@ def bias(writer: Writer) -> Value | None:
     """
     attention = writer.attention
     made: Value | None = None
-    key: tuple[Any, ...] = ("bias",)
+    key: tuple[Any, ...] = ("bias", attention.kind)
     loose = False
     for term in map(unexpanded, _absorbing(attention.scores.terms)):
         if (term.kind == "multiply" and made is None) or _is_nothing(term):
@@ -162,11 +162,17 @@ def _keep(writer: Writer, key: tuple[Any, ...], value: Value) -> None:
 
 
 def _mark(writer: Writer, term: Term) -> tuple[Any, ...]:
-    """What tells a term apart from others: the value, and where its axes lie."""
+    """What tells a term apart from others: the value, where its axes lie, and what they are a part of."""
     if term.value is None:
         return ()
     writer.shared.held.append(term.value)
-    return (id(term.value), *(_places(writer, axis) for axis in writer.axes.resolve(term.layout)))
+    roles, axes = writer.attention.roles, writer.axes.resolve(term.layout)
+    present = {atom for axis in axes for atom in axis}
+    partial = (
+        axis for axis in (roles.batch, roles.heads, roles.rows, roles.columns) if present & set(axis) and set(axis) - present
+    )
+    lengths = tuple(tuple(atom.size for atom in axis) for axis in partial)
+    return (id(term.value), lengths, *(_places(writer, axis) for axis in axes))
 
 
 def _places(writer: Writer, axis: Axis) -> tuple[tuple[int, int], ...]:

@@ -121,6 +121,38 @@ def test_sites_in_the_order_of_their_results():
     assert_fused(g.model(), expected=2)
 
 
+def test_sites_whose_batch_is_not_the_same_share_a_mask():
+    """The second one has its heads in the batch, and nothing tells them apart from it."""
+    g = Graph()
+    bias = g.input("bias", "B", 1, 1, "S")
+    q, k, v = (g.heads(g.input(role, "B", "S", 8), 2, 4) for role in "qkv")
+    scores = g("Add", g("MatMul", q, g("Transpose", k, perm=TURN)), bias)
+    g.output(g.merged(g("MatMul", g("Softmax", scores, axis=-1), v), 8), 3)
+    folded = []
+    for role in ("q2", "k2", "v2"):
+        x = g.input(role, "B", 2, "S", 4)
+        folded.append(g("Reshape", x, g("Concat", g("Mul", g.dim(x, 0), g.ints(2)), g.dim(x, 2), g.ints(4), axis=0)))
+    product = g("MatMul", folded[0], g("Transpose", folded[1], perm=[0, 2, 1]))
+    shape = g("Concat", g.dim("q2", 0), g.ints(2), g.dim("q2", 2), g.dim("q2", 2), axis=0)
+    scores = g("Reshape", g("Add", g("Reshape", product, shape), bias), g("Shape", product))
+    g.output(g("MatMul", g("Softmax", scores, axis=-1), folded[2]), 3)
+    assert_fused(g.model(), expected=2)
+
+
+def test_sites_of_two_types_share_a_mask():
+    g = Graph()
+    kept = g.input("kept", "B", 1, 1, "T", elem_type=BOOL)
+    for name, elem_type, dtype in (("single", FLOAT, np.float32), ("half", TensorProto.FLOAT16, np.float16)):
+        lengths = {"q": "S", "k": "T", "v": "T"}
+        q, k, v = (g.heads(g.input(f"{name}_{role}", "B", lengths[role], 8, elem_type=elem_type), 2, 4) for role in "qkv")
+        scores = g("Where", kept, g("MatMul", q, g("Transpose", k, perm=TURN)), g.array(-INF, dtype))
+        g.output(g.merged(g("MatMul", g("Softmax", scores, axis=-1), v), 8), 3, elem_type)
+    model = g.model()
+    _, after = fuse(model, target="cuda")
+    assert count(after) == 2
+    assert_same(model, after, feeds_for(model, B=2, S=3, T=4), tolerance=5e-3)
+
+
 def test_two_softmaxes_of_one_product():
     g = Basic()
     product = g("MatMul", g.q, g("Transpose", g.k, perm=TURN))
