@@ -80,6 +80,23 @@ class Editor:
                 for inner in graph.nodes:
                     if id(inner) in self._owner and getattr(inner, "alive", True):
                         self.remove(inner)
+                self._returns_no_more(graph)
+
+    def dissolve(self, body: Any, at: Any) -> list[Any]:
+        """Puts the nodes of ``body``, a body of the node ``at``, where ``at`` stands; returns them. The body is empty then."""
+        nodes, body.nodes = list(body.nodes), []
+        self.insert(nodes, at)
+        self._returns_no_more(body)
+        return nodes
+
+    def _returns_no_more(self, body: Any) -> None:
+        for tensor in body.outputs:
+            left = self._outputs.pop(id(tensor), 1) - 1
+            if left > 0:
+                self._outputs[id(tensor)] = left
+            elif isinstance(tensor, gs.Constant):
+                self._dirty[id(tensor)] = tensor
+        body.outputs = []
 
     def discard(self, nodes: Iterable[Any]) -> None:
         """Forgets new nodes that were never inserted."""

@@ -98,7 +98,7 @@ def test_the_built_in_levels_build_on_each_other():
     assert Chain("O0", catalog=catalog).passes == ()
     first, second, third = (Chain(level, catalog=catalog) for level in ("O1", "O2", "O3"))
     cleanups = {"inline-functions", "constant-folding", "identity-elimination", "common-subexpression"}
-    assert cleanups | {"shape-simplification", "dead-code"} == {step.name for step in first}
+    assert cleanups | {"inline-conditionals", "shape-simplification", "dead-code"} == {step.name for step in first}
     fusions = {"layer-norm", "gelu", "skip-layer-norm", "bias-gelu"}
     assert fusions <= {step.name for step in second} - {step.name for step in first}
     names = [[step.name for step in chain] for chain in (second, third)]
