@@ -228,8 +228,9 @@ class Writer:
         Raises:
             Unproven: there is none.
         """
-        tensors = [*self.shared.graph.inputs, *(place.tensor for place in (*self.attention.queries, *self.attention.keys))]
-        for tensor in tensors:
+        # What is furthest up stays, whatever becomes of the nodes between.
+        places = (*reversed(self.attention.queries), *reversed(self.attention.keys))
+        for tensor in (*self.shared.graph.inputs, *(place.tensor for place in places)):
             for axis, dim in enumerate(shape_of(tensor) or ()):
                 if dim is not None and size_of(dim) == size:
                     return tensor, axis
