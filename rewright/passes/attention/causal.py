@@ -38,10 +38,11 @@ class Causal:
     rest: tuple[Term, ...]
 
 
-def causal(writer: Writer) -> Causal | None:
+def causal(writer: Writer, masking: float | None = None) -> Causal | None:
     """The causal mask among the terms of the scores, or None where none is proven.
 
-    What masks a score is such that no score comes near it. The diagonal is always kept: without ``rest``, each row has a key.
+    What masks a score is at most ``masking``, by default such that no score comes near it. The diagonal is always kept: without
+    ``rest``, each row has a key.
     """
     roles = writer.attention.roles
     if not roles.rows or length(roles.rows) != length(roles.columns):
@@ -57,7 +58,8 @@ def causal(writer: Writer) -> Causal | None:
             rest.append(term)
         else:
             return None
-    masking = absorbing(writer.attention.scores.product.operands[0])
+    if masking is None:
+        masking = absorbing(writer.attention.scores.product.operands[0])
     return None if total is None else _read(total, tuple(rest), masking)
 
 

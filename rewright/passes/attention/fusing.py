@@ -11,6 +11,7 @@ from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, producer
 from rewright.model.names import scope_of
 from rewright.passes.attention.axes import Unproven, number
+from rewright.passes.attention.reach import out_of_reach
 from rewright.passes.attention.recognition import Attention, recognise
 from rewright.passes.attention.writing import Shared, Writer
 from rewright.passes.graph_pass import GraphPass
@@ -57,6 +58,7 @@ class AttentionPass(GraphPass):
         try:
             attention = recognise(softmax, session.editor, opset)
             writer = Writer(attention, builder, shared, session.target)
+            attention.scores = out_of_reach(writer)
             made = self.write(writer)
             self._compare(session, attention)
             old, new = writer.result(made)

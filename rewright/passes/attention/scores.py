@@ -20,6 +20,8 @@ _MOST_FACTORS: Final = 1 << 12
 _MOST_MASKED: Final = 1 << 24
 ABSORBING: Final = -1e9
 """A score that is replaced by less than this is masked: no other score comes near it. -10000 is within the reach of scores."""
+REACHABLE: Final = -1e4
+"""Scores hardly come near this either: it masks where each row is proven to keep a key."""
 
 Kind = Literal["add", "subtract", "keep-where", "mask-where", "multiply", "at-least"]
 
@@ -187,7 +189,7 @@ class _Walk:
             if producer(operand) is None:
                 continue
             masked = scalar(other)
-            if masked is None or not masked <= absorbing(operand):
+            if masked is None or not masked <= REACHABLE:
                 for _ in self._through(operand, layout, depth, ()):
                     what = f"{masked}" if masked is not None else f"'{other.name}', which is not a constant number"
                     reason = f"masked scores become {what}, and only a large negative constant is sure to mask"
@@ -255,7 +257,7 @@ def _masked_product(product: Any, added: Any) -> tuple[Any, Any, float] | None:
         return None
     for index in (0, 1):
         masked, complement = scalar(other.inputs[index]), producer(other.inputs[1 - index])
-        if masked is None or not -np.inf < masked <= absorbing(product) or complement is None or complement.op != "Sub":
+        if masked is None or not -np.inf < masked <= REACHABLE or complement is None or complement.op != "Sub":
             continue
         if scalar(complement.inputs[0]) != 1:
             continue

@@ -72,10 +72,22 @@ def test_a_number_that_absorbs_scores_is_kept_beside_an_additive_mask(fill, adde
     assert_same(model, after, feeds)
 
 
-@pytest.mark.parametrize("fill", [-1e4, 0.0, 1.0, INF, float("nan"), -9.9e8])
-def test_a_number_within_the_reach_of_scores_is_refused(fill):
+@pytest.mark.parametrize("fill", [0.0, 1.0, INF, float("nan"), -9.9e3])
+def test_a_number_that_masks_nothing_is_refused(fill):
     g = Basic()
     assert_refused(g.finish(selected(g, g.scores(), fill=fill)), "only a large negative constant is sure to mask")
+
+
+@pytest.mark.parametrize("fill", [-1e4, -9.9e8])
+def test_a_number_within_the_reach_of_scores_masks_only_where_each_row_keeps_a_key(fill):
+    g = Basic()
+    assert_refused(g.finish(selected(g, g.scores(), fill=fill)), "which a score may reach")
+    g = Basic(queries=4, keys=4)
+    kept = g("Cast", g.array(np.tril(np.ones((4, 4)))), to=BOOL)
+    assert_fused(g.finish(g("Where", kept, g.scores(), g.array(fill))))
+    g = Basic(queries=4, keys=4)
+    kept = g("Cast", g.array(np.tril(np.ones((4, 4)), -1)), to=BOOL)
+    assert_refused(g.finish(g("Where", kept, g.scores(), g.array(fill))), "not each row is known to keep a key")
 
 
 def test_an_unlike_polarity():

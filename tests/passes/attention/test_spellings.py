@@ -81,7 +81,7 @@ ILLEGAL = {
     "probabilities are an output": r"the attention probabilities '.*' are (an output of the graph|used elsewhere too)",
     "probabilities are used": r"the attention probabilities '.*' are used elsewhere too",
     "head mask": r"the result of the softmax goes into Mul",
-    "weak selection": r"masked scores become -10000.0, and only a large negative constant is sure to mask",
+    "weak selection": r"masked scores become -10000, which a score may reach",
 }
 
 
