@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from rewright.model.facts import dtype_of, shape_of
 from rewright.ops.microsoft import DOMAIN
-from rewright.passes.attention.axes import Axis, Layout, Unproven, number
+from rewright.passes.attention.axes import Axis, Layout, Unproven
 from rewright.passes.attention.bias import bias, whole
 from rewright.passes.attention.guard import guarded
 from rewright.passes.attention.operands import Place
@@ -79,7 +79,7 @@ def _heads_first(writer: Writer, keys: Place, values: Place, wanted: tuple[Layou
     attention, roles = writer.attention, writer.attention.roles
     if min(writer.cost(keys, wanted[1]), writer.cost(values, wanted[2])) < 2:
         return None
-    if number(roles.size) != number(roles.value_size):
+    if writer.whole(roles.size) != writer.whole(roles.value_size):
         return None
     found: list[Place] = []
     for places, size in ((attention.keys, roles.size), (attention.values, roles.value_size)):
