@@ -29,7 +29,7 @@ class Polynomial:
     @property
     def is_not_negative(self) -> bool:
         """Whether the size cannot be negative, whatever the symbols are."""
-        return all(coefficient >= 0 for _, coefficient in self.terms)
+        return all(coefficient >= 0 and not any(map(may_be_negative, names)) for names, coefficient in self.terms)
 
     @property
     def symbol(self) -> str | None:
@@ -46,6 +46,11 @@ class Polynomial:
             magnitude = abs(factor)
             text += "*".join(([str(magnitude)] if magnitude != 1 or not names else []) + list(names))
         return text
+
+
+def may_be_negative(name: str) -> bool:
+    """Whether the symbol may stand for a negative number: only what functions give may."""
+    return bool(getattr(name, "may_be_negative", False))
 
 
 Size: TypeAlias = int | Polynomial

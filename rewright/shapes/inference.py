@@ -131,10 +131,6 @@ class Inference:
             if bound is not None and made in bound.arguments and any(isinstance(a, int) and a > 1 for a in bound.arguments):
                 self.equal(left, right)
 
-    def best(self, sizes: Iterable[Size]) -> Size:
-        """Of sizes that must be equal, the one that says most."""
-        return self.names.best(sizes)
-
     def is_dimension(self, size: Size) -> bool:
         """Whether the size cannot be negative: by what it is made of, or because a value has it."""
         return terms.never_negative(size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import Any, Final
 
@@ -45,10 +45,6 @@ class NameTable:
     def is_meant_in(self, graph: Any, size: Size) -> bool:
         """Whether no name in the size was made up in another graph."""
         return all(self._made_in.get(name, graph) is graph for name in names_in(size))
-
-    def best(self, sizes: Iterable[Size]) -> Size:
-        """Of sizes that must be equal, the one that says most."""
-        return min(sizes, key=lambda size: (0, "") if isinstance(size, int) else (self._rank(size), str(size)))
 
     def equate(self, one: Size, other: Size, graph: Any, anywhere: bool) -> None:
         """Both sizes are equal: a name gives way to what is known better. Names of other graphs do so only with ``anywhere``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from rewright.shapes.dimensions import Size
@@ -37,9 +37,6 @@ class Known(Protocol):
 
     def equal(self, one: Size, other: Size) -> None:
         """Both sizes are equal, or the node cannot be computed."""
-
-    def best(self, sizes: Iterable[Size]) -> Size:
-        """Of sizes that must be equal, the one that says most."""
 
     def broadcast(self, shapes: list[Dims]) -> Dims:
         """The dimensions of what broadcasting makes of these."""

@@ -33,16 +33,19 @@ TO_THE_END: Final = 2**31 - 1
 class Term(str):
     """The name of a symbol that stands for a function of sizes."""
 
-    __slots__ = ("arguments", "function")
+    __slots__ = ("arguments", "function", "may_be_negative")
 
     function: str
     arguments: tuple[Size, ...]
+    may_be_negative: bool
 
 
 def _term(function: str, text: str, *arguments: Size) -> Polynomial:
     name = Term(text)
     name.function = function
     name.arguments = arguments
+    signs = [never_negative(argument) for argument in arguments]
+    name.may_be_negative = not {"min": all(signs), "max": any(signs), "floor": signs[0]}.get(function, function != "div")
     return symbol(name)
 
 
