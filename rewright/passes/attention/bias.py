@@ -8,11 +8,10 @@ from typing import Any, Final
 import numpy as np
 from onnx import TensorProto
 
-from rewright.model.edit import domain_of
-from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
+from rewright.model.facts import constant_of, dtype_of, is_small_constant
 from rewright.passes.attention.axes import Axis, Layout, Unproven, length
-from rewright.passes.attention.scores import ABSORBING, Term, lowest
-from rewright.passes.attention.steps import over
+from rewright.passes.attention.causal import causal
+from rewright.passes.attention.scores import ABSORBING, Term, lowest, unexpanded
 from rewright.passes.attention.writing import Writer, fact_of, numbers
 from rewright.pattern.values import Value
 
@@ -34,6 +33,7 @@ def bias(writer: Writer) -> Value | None:
     made: Value | None = None
     key: tuple[Any, ...] = ("bias", attention.kind)
     loose = False
+    _check_half_precision(writer)
     for term in map(unexpanded, _absorbing(attention.scores.terms)):
         if (term.kind == "multiply" and made is None) or _is_nothing(term):
             continue
@@ -51,6 +51,21 @@ def _is_nothing(term: Term) -> bool:
         return False
     value = constant_of(term.value)
     return value is not None and not np.any(value)
+
+
+def _check_half_precision(writer: Writer) -> None:
+    """Refuses a finite number for masked scores in float16, unless each row keeps a key.
+
+    Kernels add in float32, where -65504 absorbs no score: a row that is masked as a whole would not be uniform.
+    """
+    attention = writer.attention
+    chosen = [term for term in attention.scores.terms if term.kind in _SELECTING and np.isfinite(term.number)]
+    if attention.kind != np.float16 or not chosen:
+        return
+    found = causal(writer)
+    if found is None or found.rest:
+        reason = f"masked scores become {chosen[0].number:g}, which does not mask in float16, and a row may be masked as a whole"
+        raise Unproven(reason, chosen[0].node)
 
 
 def _absorbing(terms: tuple[Term, ...]) -> tuple[Term, ...]:
@@ -83,21 +98,6 @@ def _absorbing(terms: tuple[Term, ...]) -> tuple[Term, ...]:
         for term in terms
         if term.kind != "multiply"
     )
-
-
-def unexpanded(term: Term) -> Term:
-    """The term with what was expanded to the shape of the scores taken before that: it is repeated anyway."""
-    node = producer(term.value) if term.value is not None else None
-    while node is not None and node.op == "Expand" and not domain_of(node):
-        try:
-            layout, loose = over(term.level or term.layout, node.inputs[0])
-        except Unproven:
-            break
-        if loose > term.loose:
-            break
-        term = replace(term, value=node.inputs[0], layout=layout, loose=loose)
-        node = producer(term.value)
-    return term
 
 
 def whole(writer: Writer, made: Value) -> Value:

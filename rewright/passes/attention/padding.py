@@ -11,7 +11,7 @@ import numpy as np
 from rewright.model.edit import domain_of
 from rewright.model.facts import constant_of, dtype_of, is_small_constant, producer
 from rewright.passes.attention.axes import Layout, Unproven
-from rewright.passes.attention.bias import unexpanded
+from rewright.passes.attention.scores import unexpanded
 from rewright.passes.attention.steps import broadcast, upwards
 from rewright.passes.attention.writing import Writer
 

@@ -63,6 +63,21 @@ class Scores:
     softcap: float | None = None
 
 
+def unexpanded(term: Term) -> Term:
+    """The term with what was expanded to the shape of the scores taken before that: it is repeated anyway."""
+    node = producer(term.value) if term.value is not None else None
+    while node is not None and node.op == "Expand" and not domain_of(node):
+        try:
+            layout, loose = over(term.level or term.layout, node.inputs[0])
+        except Unproven:
+            break
+        if loose > term.loose:
+            break
+        term = replace(term, value=node.inputs[0], layout=layout, loose=loose)
+        node = producer(term.value)
+    return term
+
+
 def explained(axes: Axes, tensor: Any, layout: Layout) -> Iterator[Scores]:
     """Every way to read ``tensor`` as scores, most likely first.
 

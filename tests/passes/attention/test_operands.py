@@ -140,6 +140,16 @@ def test_constant_keys_and_values(role):
     assert_refused(g.model(), f"the {'keys' if role == 'k' else 'values'} are constant")
 
 
+def test_keys_and_values_of_two_unknown_head_sizes():
+    g = Graph()
+    q, k = (g.input(role, "B", 2, "S" if role == "q" else "T", "H") for role in "qk")
+    v = g.input("v", "B", 2, "T", "W")
+    g.output(attended(g, q, k, v), 4)
+    model = g.model()
+    _, after = fuse(model)
+    assert_fused(model, expected=count(after), H=4, W=3)
+
+
 def test_windows_of_an_image():
     """Batch and windows are one axis, of which the mask has a part."""
     g = Graph()

@@ -202,6 +202,43 @@ def test_a_softmax_in_a_shorter_type_is_refused():
     assert_refused(g.model(), "is computed in float16, and the values are float32")
 
 
+def half(fill, mask, softmax=HALF):
+    """In float16; the scores are masked, and softened, in ``softmax``."""
+    g = Graph()
+    lengths = {"q": "S", "k": "S", "v": "S"}
+    q, k, v = (g.heads(g.input(role, "B", lengths[role], 8, elem_type=HALF), 2, 4) for role in "qkv")
+    scores = g("MatMul", q, g("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = g("Cast", scores, to=FLOAT) if softmax == FLOAT else scores
+    if mask == "causal":
+        ones = g("Expand", g.array(1.0), g("Concat", g.dim(scores, 2), g.dim(scores, 3), axis=0))
+        kept = g("Cast", g("Trilu", ones, upper=0), to=BOOL)
+    else:
+        kept = g.input("kept", "B", 1, 1, "S", elem_type=BOOL)
+    probabilities = g("Softmax", g("Where", kept, scores, g.array(fill, np.float32 if softmax == FLOAT else np.float16)), axis=-1)
+    probabilities = g("Cast", probabilities, to=HALF) if softmax == FLOAT else probabilities
+    g.output(g.merged(g("MatMul", probabilities, v), 8), 3, HALF)
+    return g.model()
+
+
+@pytest.mark.parametrize(
+    ("fill", "mask", "softmax", "expected"),
+    [
+        (-INF, "padding", HALF, 1),
+        (-65504.0, "causal", HALF, 1),
+        (-65504.0, "padding", HALF, 0),
+        (-INF, "padding", FLOAT, 1),
+        (LOWEST, "padding", FLOAT, 0),
+    ],
+)
+def test_half_precision(fill, mask, softmax, expected):
+    """Kernels add in float32, where -65504 absorbs no score: a row that is masked as a whole would not be uniform."""
+    model = half(fill, mask, softmax)
+    session, after = fuse(model, target="cuda")
+    assert count(after) == expected, session.rejections
+    assert_same(model, after, *(feeds_for(model, B=2, S=length) for length in (1, 4)), tolerance=5e-3)
+    assert expected or "does not mask in float16" in session.rejections[0].reason
+
+
 @pytest.mark.parametrize("axis", [1, 2, -2])
 def test_a_softmax_over_another_axis(axis):
     g = Basic()
