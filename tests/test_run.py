@@ -17,6 +17,7 @@ import rewright
 from rewright.api import Chain
 from rewright.model.load import load
 from rewright.model.view import View
+from rewright.passes.cleanup.dead_code import DeadCode
 from rewright.passes.fusion.gelu import Gelu
 from rewright.passes.graph_pass import GraphPass, ModelPass, graph_pass
 from rewright.passes.pattern_pass import PatternPass
@@ -187,6 +188,22 @@ def test_a_pass_that_breaks_its_contract_costs_only_itself(wrong: rewright.Pass,
     assert (broken.status, gelu.status) == (status, "applied")
     assert reason in broken.reason
     assert rewright.verify(BERT, result.model).equal
+
+
+@pytest.mark.parametrize("wrong", [Crashing(), Endless()], ids=lambda value: value.name)
+def test_a_pass_that_crashes_costs_only_itself_where_nothing_is_verified(wrong: rewright.Pass) -> None:
+    result = chain(Gelu(), wrong, DeadCode()).run(BERT, verify="off")
+    assert [record.status for record in result.report.passes] == ["applied", "failed", "unchanged"]
+    assert rewright.verify(BERT, result.model).equal
+    (boasting,) = chain(Boasting()).run(BERT, verify="off").report.passes
+    assert boasting.status == "failed"
+
+
+def test_a_run_that_verifies_nothing_gives_the_same_model(tmp_path: Path) -> None:
+    trusted, checked = (rewright.optimize(BERT, tmp_path / mode, level="O2", verify=mode) for mode in ("off", "structure"))
+    assert (tmp_path / "off").read_bytes() == (tmp_path / "structure").read_bytes()
+    said = [[(record.name, record.status, record.nodes_after) for record in run.report.passes] for run in (trusted, checked)]
+    assert said[0] == said[1]
 
 
 def test_an_unused_input_may_not_vanish() -> None:

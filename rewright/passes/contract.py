@@ -62,6 +62,8 @@ class Pass(BaseModel):
         requires: names of passes that must have run before.
         backends: who can carry it out.
         changes_interface: whether inputs or outputs of the model may change.
+        edits_view: whether the pass reads and edits ``session.view`` alone and records each site. ``session.model`` may then be
+            older than the view, in a run that checks nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, ser_json_inf_nan="constants")
@@ -74,6 +76,7 @@ class Pass(BaseModel):
     requires: ClassVar[tuple[str, ...]] = ()
     backends: ClassVar[tuple[Backend, ...]] = ("standalone",)
     changes_interface: ClassVar[bool] = False
+    edits_view: ClassVar[bool] = False
 
     backend: Backend = "standalone"
 

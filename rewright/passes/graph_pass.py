@@ -24,6 +24,7 @@ class GraphPass(Pass):
             said, every node is visited again when facts are asked for.
     """
 
+    edits_view = True
     keeps_facts: ClassVar[bool] = False
 
     @abstractmethod
@@ -79,6 +80,7 @@ def graph_pass(
 class FunctionPass(Pass):
     """A pass made by ``graph_pass``."""
 
+    edits_view = True
     function: ClassVar[Any]
 
     def apply(self, session: PassSession) -> None:

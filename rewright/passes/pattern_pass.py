@@ -101,6 +101,7 @@ class PatternPass(Pass):
     that the longest form is found before the shorter one inside it.
     """
 
+    edits_view = True
     anchors: ClassVar[tuple[str, ...]] = ()
     backwards: ClassVar[bool] = False
 

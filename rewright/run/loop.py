@@ -7,18 +7,19 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 from onnx import ModelProto
 
 from rewright.model.carrier import Model
 from rewright.model.errors import RewrightError, UsageError
+from rewright.model.order import stable_order
 from rewright.model.view import View, collector_paused
 from rewright.ops.lowering import lower
-from rewright.passes.contract import Pass, Site, Target
+from rewright.passes.contract import Pass, Site
 from rewright.passes.session import PassSession
 from rewright.report.environment import environment
 from rewright.report.model import (
@@ -31,7 +32,8 @@ from rewright.report.model import (
     Verdict,
 )
 from rewright.reproducer import write_reproducer
-from rewright.verify.inputs import DEFAULT_COUNT, InputSet
+from rewright.run.options import GateError, RunOptions, RunResult
+from rewright.verify.inputs import DEFAULT_COUNT
 from rewright.verify.interface import check_interface
 from rewright.verify.kernels import check_kernels
 from rewright.verify.mutation import self_test
@@ -40,65 +42,8 @@ from rewright.verify.process import SessionError, SessionWorker, first_line
 from rewright.verify.structure import check_structure
 from rewright.verify.tolerance import least_exact
 
-VerifyMode = Literal["off", "structure", "model", "strict"]
-FailurePolicy = Literal["rollback", "raise"]
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many passes are done, and how many there are."""
-
-VERIFY_MODES: Final[tuple[VerifyMode, ...]] = ("off", "structure", "model", "strict")
-FAILURE_POLICIES: Final[tuple[FailurePolicy, ...]] = ("rollback", "raise")
-
 _STRICT_INPUT_SETS: Final = 8
 _LOADED_WHOLE: Final = 20_000
-
-
-class GateError(RewrightError):
-    """A gate failed, or a pass crashed, and the policy is to raise. ``report`` is the record up to there."""
-
-    exit_status = 1
-
-    def __init__(self, message: str, hint: str, report: Report) -> None:
-        super().__init__(message, hint)
-        self.report = report
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a chain is run.
-
-    Attributes:
-        target: where the result will run; decides which fused ops may be emitted.
-        verify: "off", "structure" (no inference), "model" (parity after every pass), "strict" (more inputs, and a last
-            comparison under ONNX Runtime's own optimizations).
-        on_failure: "rollback" undoes the failing pass and goes on; "raise" ends the run with GateError.
-        input_sets: what parity runs on; None makes inputs from the model.
-        seed: of the made inputs.
-        reproducers: where a failure leaves a folder that reproduces it; None leaves none.
-        progress: called before each step.
-        plugins: the catalog's plugin records, for the report.
-    """
-
-    target: Target = "cpu"
-    verify: VerifyMode = "model"
-    on_failure: FailurePolicy = "rollback"
-    input_sets: Sequence[InputSet] | None = None
-    seed: int = 0
-    reproducers: Path | None = None
-    progress: Progress | None = None
-    plugins: tuple[Any, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass
-class RunResult:
-    """What a run gives: the model and the report."""
-
-    model: Model
-    report: Report
-
-    def save(self, path: str | Path, external_data: bool | None = None) -> None:
-        """Writes the model; see ``Model.save``."""
-        self.model.save(path, external_data)
 
 
 def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: RunOptions) -> RunResult:
@@ -110,23 +55,41 @@ def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: R
     """
     # A run makes millions of objects and, but for views that are rolled back, little garbage.
     with collector_paused(), SessionWorker() as worker:
+        if options.verify == "off":
+            try:
+                return _Run(model, passes, chain_text, options, worker, trusting=True).run()
+            except _Mistrust:  # again, to learn which pass it was, and to do without it
+                gc.collect()
         return _Run(model, passes, chain_text, options, worker).run()
+
+
+class _Mistrust(Exception):  # noqa: N818  (control flow, never seen by a user)
+    """A pass crashed, or its sites and its changes do not agree, and nobody has kept the model before it."""
 
 
 @dataclass
 class _Run:
+    """One run of a chain.
+
+    ``trusting``: the model is exported from the view only where something needs it, not after each pass, because nothing is
+    checked then. What passes that edit a view record is taken for what they did; _Mistrust is raised where that proves wrong.
+    """
+
     original: Model
     passes: Sequence[Pass]
     chain_text: str
     options: RunOptions
     worker: SessionWorker
+    trusting: bool = False
     records: list[PassReport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
         self.warnings: list[str] = []
         self.current = self.original
+        self.node_count = self.original.node_count()
         self.view: View | None = None
+        self.is_ahead = False  # whether the view has changes that ``current`` has not
         self.no_parity = f"parity was not asked for (verify: {self.options.verify})"
         self.gate = self._parity_gate() if self.options.verify in ("model", "strict") else None
         self.last_parity: ParityEvidence | None = None
@@ -156,6 +119,7 @@ class _Run:
                 report = self._report("failed", f"{step.name}: {record.reason}")
                 hint = f"`rewright reproduce {record.reproducer}` runs it again." if record.reproducer else ""
                 raise GateError(f"the pass '{step.name}' failed: {record.reason}.", hint, report)
+        self._catch_up()
         self._progress("final checks", len(self.passes))
         return self._finish()
 
@@ -164,20 +128,23 @@ class _Run:
             self.options.progress(what, index, len(self.passes))
 
     def _step(self, step: Pass, index: int) -> PassReport:
-        """Applies one pass and runs the gates; on return ``self.current`` is what is kept."""
+        """Applies one pass and runs the gates; on return ``self.current``, or the view if that is ahead, is what is kept."""
+        is_trusted = self.trusting and step.edits_view
+        if not is_trusted:
+            self._catch_up()
         record = PassReport(
             name=step.name,
             backend=step.backend,
             status="unchanged",
             exactness=step.exactness,
             options=step.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
-            nodes_before=self.current.node_count(),
+            nodes_before=self.node_count,
         )
         session = PassSession(step, self.current, self.options.target, self.view)
         began = time.perf_counter()
-        candidate = self._apply(step, session, record)
+        candidate = self._apply_trusted(step, session, record) if is_trusted else self._apply(step, session, record)
         applied = time.perf_counter()
-        if candidate is not None:
+        if candidate is not None and not is_trusted:
             self._judge(step, session.sites, candidate, record)
         record.seconds = Seconds(apply=applied - began, verify=time.perf_counter() - applied)
         record.rejections = [RejectionReport(node=item.node, reason=item.reason) for item in session.rejections]
@@ -193,7 +160,8 @@ class _Run:
             del session, candidate
             gc.collect()  # a view is one large cycle, and the collector is paused
             self._reproduce(step, index, record)
-        record.nodes_after = self.current.node_count()
+        self.node_count = _nodes_of(self.view) if self.is_ahead and self.view is not None else self.current.node_count()
+        record.nodes_after = self.node_count
         record.rss_peak = rss_peak()
         return record
 
@@ -211,6 +179,33 @@ class _Run:
             record.status = "failed"
             record.reason = f"{type(error).__name__}: {error} (in {Path(place.filename).name}, line {place.lineno})"
         return None
+
+    def _apply_trusted(self, step: Pass, session: PassSession, record: PassReport) -> Model:
+        """Applies a pass to the view, which runs ahead of the model that is returned if the pass has changed anything."""
+        try:
+            step.apply(session)
+            if session.result is not None:
+                raise _Mistrust
+            if session.sites:
+                record.status = "applied"
+                self.is_ahead = True
+                for graph in session.view.graphs():
+                    graph.nodes = stable_order(graph.nodes)
+        except Exception as error:
+            raise _Mistrust from error
+        return self.current
+
+    def _catch_up(self) -> None:
+        """Exports what the view has changed since ``current``."""
+        if self.view is None or not self.is_ahead:
+            return
+        try:
+            candidate = self.view.to_model()
+        except Exception as error:
+            raise _Mistrust from error
+        if candidate.fingerprint() == self.current.fingerprint():
+            raise _Mistrust
+        self.current, self.is_ahead = candidate, False
 
     def _judge(self, step: Pass, sites: Sequence[Site], candidate: Model, record: PassReport) -> None:
         if candidate.fingerprint() == self.current.fingerprint():
@@ -349,6 +344,10 @@ class _Run:
             seconds=time.perf_counter() - self.started,
             rss_peak=rss_peak(),
         )
+
+
+def _nodes_of(view: View) -> int:
+    return sum(len(graph.nodes) for graph in view.graphs())
 
 
 def _site(site: Site, kept: bool) -> SiteReport:

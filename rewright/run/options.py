@@ -1,0 +1,71 @@
+"""What a run is asked for, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rewright.model.carrier import Model
+from rewright.model.errors import RewrightError
+from rewright.passes.contract import Target
+from rewright.report.model import Report
+from rewright.verify.inputs import InputSet
+
+VerifyMode = Literal["off", "structure", "model", "strict"]
+FailurePolicy = Literal["rollback", "raise"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many passes are done, and how many there are."""
+
+VERIFY_MODES: Final[tuple[VerifyMode, ...]] = ("off", "structure", "model", "strict")
+FAILURE_POLICIES: Final[tuple[FailurePolicy, ...]] = ("rollback", "raise")
+
+
+class GateError(RewrightError):
+    """A gate failed, or a pass crashed, and the policy is to raise. ``report`` is the record up to there."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str, report: Report) -> None:
+        super().__init__(message, hint)
+        self.report = report
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a chain is run.
+
+    Attributes:
+        target: where the result will run; decides which fused ops may be emitted.
+        verify: "off" (what passes record is believed; a crash is undone), "structure" (no inference), "model" (parity after
+            every pass), "strict" (more inputs, and a last comparison under ONNX Runtime's own optimizations).
+        on_failure: "rollback" undoes the failing pass and goes on; "raise" ends the run with GateError.
+        input_sets: what parity runs on; None makes inputs from the model.
+        seed: of the made inputs.
+        reproducers: where a failure leaves a folder that reproduces it; None leaves none.
+        progress: called before each step.
+        plugins: the catalog's plugin records, for the report.
+    """
+
+    target: Target = "cpu"
+    verify: VerifyMode = "model"
+    on_failure: FailurePolicy = "rollback"
+    input_sets: Sequence[InputSet] | None = None
+    seed: int = 0
+    reproducers: Path | None = None
+    progress: Progress | None = None
+    plugins: tuple[Any, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class RunResult:
+    """What a run gives: the model and the report."""
+
+    model: Model
+    report: Report
+
+    def save(self, path: str | Path, external_data: bool | None = None) -> None:
+        """Writes the model; see ``Model.save``."""
+        self.model.save(path, external_data)
