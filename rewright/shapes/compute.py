@@ -81,24 +81,36 @@ def _einsum(known: Known, node: Any) -> list[Dims | None] | None:
     equation = attribute(node, "equation")
     if not isinstance(equation, str):
         return None
-    text = equation.replace(" ", "")
-    inputs, arrow, output = text.partition("->")
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
     operands = inputs.split(",")
     shapes = [known.dims(tensor) for tensor in node.inputs]
-    if "." in text or len(operands) != len(shapes):
+    if len(operands) != len(shapes):
         return None
     if not arrow:
-        output = "".join(sorted(letter for letter in set(inputs) - {","} if inputs.count(letter) == 1))
-    found: dict[str, Item] = {}
+        letters = inputs.replace(",", "").replace(".", "")
+        output = ("..." if "." in inputs else "") + "".join(sorted(one for one in letters if letters.count(one) == 1))
+    found: dict[str | int, Item] = {}
+    hidden = 0
     for letters, dims in zip(operands, shapes, strict=True):
-        if dims is None:
+        if dims is None and "." not in letters:
             continue
-        if len(letters) != len(dims):
+        names = _einsum_axes(letters, len(dims) - len(letters.replace(".", ""))) if dims is not None else None
+        if dims is None or names is None or len(names) != len(dims):
             return None
-        for letter, dim in zip(letters, dims, strict=True):
-            held = found.get(letter)
-            found[letter] = dim if held is None else terms.broadcast(held, dim)
-    return [[found.get(letter) for letter in output]]
+        hidden = max(hidden, sum(isinstance(name, int) for name in names))
+        for name, dim in zip(names, dims, strict=True):
+            held = found.get(name)
+            found[name] = dim if held is None else terms.broadcast(held, dim)
+    wanted = _einsum_axes(output, hidden)
+    return [[found.get(name) for name in wanted]] if wanted is not None else None
+
+
+def _einsum_axes(text: str, hidden: int) -> list[str | int] | None:
+    """A name for each axis: letters, and for the axes of an ellipsis numbers, since those are aligned at their end."""
+    before, dots, after = text.partition("...")
+    if "." in before + after or hidden < 0:
+        return None
+    return [*before, *(range(-hidden, 0) if dots else ()), *after]
 
 
 def _reduce(known: Known, node: Any) -> list[Dims | None] | None:
