@@ -28,5 +28,6 @@ def out_of_reach(writer: Writer) -> Scores:
     if found is None or found.rest:
         reason = f"masked scores become {near[0].number:g}, which a score may reach, and not each row is known to keep a key"
         raise Unproven(reason, near[0].node)
+    writer.assumptions.append(f"scores are taken to stay above {near[0].number:g}, which masks them")
     kind = writer.attention.kind
     return replace(scores, terms=tuple(replace(term, number=lowest(kind)) if term in near else term for term in scores.terms))
