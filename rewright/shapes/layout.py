@@ -129,22 +129,29 @@ def _tile(known: Known, node: Any) -> list[Dims | None] | None:
 
 
 def _concat(known: Known, node: Any) -> list[Dims | None] | None:
+    """The sum along the axis. The other dimensions are equal, except that ONNX Runtime passes over inputs without elements.
+
+    So unequal texts need not be equal sizes. Where just one dimension differs and no input is empty along the axis, an input
+    is passed over only if that dimension is 0, and the larger one is what comes out.
+    """
     shapes = [dims for tensor in node.inputs if (dims := known.dims(tensor)) is not None]
     if len(shapes) < len(node.inputs) or any(len(dims) != len(shapes[0]) for dims in shapes):
         return None
     axis = axis_of(node, None, len(shapes[0]))
     if axis is None:
         return None
-    sizes: Dims = []
-    for position, column in enumerate(zip(*shapes, strict=True)):
-        if position == axis:
-            total: Item = 0
-            for dim in column:
-                total = dimensions.add(total, dim) if total is not None else None
-            sizes.append(total)
-        else:
-            # ONNX Runtime lets inputs without elements differ here, so that nothing follows from unequal ones.
-            sizes.append(column[0] if len(set(column)) == 1 else None)
+    columns = [list(dict.fromkeys(column)) for column in zip(*shapes, strict=True)]
+    unequal = [index for index, column in enumerate(columns) if index != axis and len(column) > 1]
+    sizes: Dims = [column[0] if len(column) == 1 else None for column in columns]
+    if len(unequal) == 1 and all(isinstance(dims[axis], int) and dims[axis] != 0 for dims in shapes):
+        largest = columns[unequal[0]][0]
+        for dim in columns[unequal[0]]:
+            largest = terms.maximum(largest, dim)
+        sizes[unequal[0]] = largest
+    total: Item = 0
+    for dims in shapes:
+        total = dimensions.add(total, dims[axis]) if total is not None else None
+    sizes[axis] = total
     return [sizes]
 
 

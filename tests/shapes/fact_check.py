@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -40,12 +41,10 @@ def evaluated(size: Size, sizes: Mapping[str, int]) -> int | None:
         return size
     total = 0
     for names, factor in size.terms:
-        for name in names:
-            value = _applied(name, sizes) if isinstance(name, Term) else sizes.get(name)
-            if value is None:
-                return None
-            factor *= value
-        total += factor
+        values = [_applied(name, sizes) if isinstance(name, Term) else sizes.get(name) for name in names]
+        if None in values:
+            return None
+        total += factor * math.prod(values)
     return total
 
 

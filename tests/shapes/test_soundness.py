@@ -181,8 +181,8 @@ class Writer:
 
 
 STEPS = (
-    "transpose", "slice", "slice", "add", "add", "reduce", "concat", "product", "flatten", "reshape", "reshape", "expand", "filled",
-    "counted", "pooled", "padded", "tiled", "einsum", "squeezed",
+    "transpose", "slice", "slice", "add", "add", "reduce", "concat", "product", "flatten", "reshape", "reshape", "expand",
+    "filled", "counted", "pooled", "padded", "tiled", "einsum", "squeezed",
 )  # fmt: skip
 
 
