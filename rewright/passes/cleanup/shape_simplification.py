@@ -38,7 +38,7 @@ class ShapeSimplification(GraphPass):
     3. One entry may be anything if all others are positive numbers: it is what remains, and is written -1. It is never written
        beside a 0, because such a Reshape fails on empty tensors. A -1 that the export wrote stays. A target that only puts ones
        between the input's dimensions becomes an Unsqueeze instead, as masks have it.
-    4. Reshape of a Reshape that nothing else uses reads the first one's input, if each 0 of its target can be said of it.
+    4. Reshapes of a Reshape that nothing else uses read the first one's input, if each 0 of their targets can be said of it.
     5. Expand to dimensions that the value has goes; so does Slice from 0 to the dimension's own end.
     6. An integer or boolean vector that is wholly known becomes an initializer.
     7. Arithmetic that nothing uses after that goes with its last consumer.
@@ -93,16 +93,31 @@ class _Simplifier:
 
     def collapse(self, graph: Any) -> None:
         """Rule 4, after the walk: only then is it known what reads a Reshape beside the next one."""
-        for node in list(graph.nodes):
+        editor = self.session.editor
+        needed: dict[int, Any] = {}
+        pending = list(reversed(graph.nodes))
+        while pending:
+            node = pending.pop()
             if node_has_bodies(node):
                 for body in node.subgraphs():
                     self.collapse(body)
-            elif node.op == "Reshape" and not domain_of(node) and self.opset >= _SHAPE_IS_AN_INPUT:
-                first = producer(node.inputs[0])
-                if first is not None and first.op == "Reshape" and not domain_of(first):
-                    entries = self._collapsed(node, first)
-                    if entries is not None:
-                        self._replace(graph, node, first.inputs[0], entries)
+            if not getattr(node, "alive", True) or not self._is_reshape(node) or id(node.inputs[0]) in needed:
+                continue
+            between = node.inputs[0]
+            first = producer(between)
+            if first is None or not self._is_reshape(first):
+                continue
+            users = editor.consumers(between)
+            targets = self._collapsed(users, first)
+            if targets is None:
+                needed[id(between)] = between
+                continue
+            for user, entries in zip(users, targets, strict=True):
+                pending.append(self._replace(editor.graph_of(user), user, first.inputs[0], entries))
+            needed.pop(id(first.inputs[0]), None)  # its readers are others now
+
+    def _is_reshape(self, node: Any) -> bool:
+        return node.op == "Reshape" and not domain_of(node) and self.opset >= _SHAPE_IS_AN_INPUT and len(node.inputs) > 1
 
     def _reshape(self, graph: Any, node: Any) -> Any:
         """Rules 2 and 3. Returns the node that stands there afterwards."""
@@ -123,15 +138,25 @@ class _Simplifier:
                 node = self._replace(graph, node, node.inputs[0], entries)
         return node
 
-    def _collapsed(self, node: Any, first: Any) -> list[int] | None:
-        """The target with which ``node`` can read what ``first`` reads."""
-        editor, between = self.session.editor, node.inputs[0]
-        if editor.is_graph_output(between) or len(editor.consumers(between)) != 1 or len(first.inputs) < 2:
+    def _collapsed(self, users: list[Any], first: Any) -> list[list[int]] | None:
+        """The targets with which all that reads ``first`` can read what it reads; None if that cannot be said of one."""
+        between, targets = first.outputs[0], []
+        if self.session.editor.is_graph_output(between):
             return None
+        for user in users:
+            if not self._is_reshape(user) or user.inputs[0] is not between:
+                return None
+            target = self._collapsed_target(user, first)
+            if target is None:
+                return None
+            targets.append(target)
+        return targets
+
+    def _collapsed_target(self, node: Any, first: Any) -> list[int] | None:
         held = constant_of(node.inputs[1]) if is_small_constant(node.inputs[1], 64) else None
         if held is None or (attribute(node, "allowzero", 0) and (held == 0).any()):
             return None
-        dims, source = self.shapes.dims(between), self.shapes.dims(first.inputs[0])
+        dims, source = self.shapes.dims(node.inputs[0]), self.shapes.dims(first.inputs[0])
         entries: list[int] = []
         for index, entry in enumerate(int(item) for item in held.reshape(-1)):
             if entry != 0:

@@ -207,6 +207,32 @@ def test_a_reshape_of_a_reshape_whose_shape_was_read_collapses_in_one_run():
     assert targets(after) == [[-1, 4, 8]]
 
 
+def test_three_reshapes_of_which_the_second_hid_the_first_collapse_in_one_run():
+    # The second one's target is not known, so that it cannot read x itself; the third one does not need it.
+    body, constants = "a = Reshape(x, f) b = Reshape(a, n) y = Reshape(b, t)", "int64[2] f = {-1, 32}, int64[4] t = {2, 3, 4, 8}"
+    before = model(body, constants, "float[b,s,32] x, int64[3] n")
+    feeds = [{"x": data(*shape), "n": np.array(n, np.int64)} for shape, n in (((2, 3, 32), (2, -1, 8)), ((6, 1, 32), (1, 1, -1)))]
+    _, after = simplified(before, ["Reshape"], feeds=feeds)
+    assert after.proto.graph.node[0].input[0] == "x"
+
+
+def test_a_reshape_that_only_reshapes_read_goes():
+    constants = "int64[2] f = {-1, 32}, int64[4] t = {2, 3, 4, 8}, int64[3] u = {6, 4, 8}"
+    body, output = "a = Reshape(x, f) y = Reshape(a, t) z = Reshape(a, u)", "float[?,?,?,?] y, float[?,?,?] z"
+    _, after = simplified(model(body, constants, output=output), ["Reshape", "Reshape"], ((2, 3, 32), (3, 2, 32)))
+    assert [node.input[0] for node in after.proto.graph.node] == ["x", "x"]
+    # One of them needs it: its 0 copies b * s.
+    session, _ = run_pass(ShapeSimplification(), model(body, constants.replace("{6, 4, 8}", "{0, 4, 8}"), output=output))
+    assert not session.sites
+    # One of them reads it as a target.
+    body = "a = Reshape(x, f) y = Reshape(x, a) z = Reshape(a, u)"
+    constants = "int64[1] f = {-1}, int64[2] u = {1, 2}"
+    before = model(body, constants, "int64[n] x", "int64[?,?] y, int64[1,2] z")
+    session, after = run_pass(ShapeSimplification(), before)
+    assert not session.sites
+    parity(before, after, {"x": np.array([2, 1])})
+
+
 def test_numbers_become_initializers():
     body = "s0 = Shape(x) g = Gather(s0, two) m = Mul(g, g) c = Cast<to = 1>(m) y = Add(x, c)"
     before = model(body, "int64 two = {2}", output="float[?,?,?] y")
