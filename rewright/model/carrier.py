@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from google.protobuf.message import Message
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from rewright.model.weights import SESSION_FOLDER, WeightFiles, is_stub, slice_of
+from rewright.model.weights import SESSION_FOLDER, WeightFiles, external_entries, is_stub
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +80,9 @@ class Model:
 
     def nbytes(self) -> int:
         """Bytes of the skeleton plus the bytes of each distinct weight."""
-        slices = {slice_of(tensor) for tensor in stubs(self.proto)}
-        return len(self._serialized) + sum(weight.length for weight in slices)
+        slices = (external_entries(tensor) for tensor in stubs(self.proto))
+        distinct = {(entries["location"], entries.get("offset", "0"), entries["length"]) for entries in slices}
+        return len(self._serialized) + sum(int(length) for *_, length in distinct)
 
     def save(self, path: str | PathLike[str], external_data: bool | None = None) -> None:
         """Writes the model; see ``rewright.model.save.save``."""
@@ -92,33 +93,38 @@ class Model:
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
     """The graphs in the node's attributes."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
+    return iter(_bodies_of((node,)))
+
+
+def _bodies_of(nodes: Iterable[NodeProto]) -> list[GraphProto]:
+    """The graphs in the nodes' attributes."""
+    return [
+        body
+        for node in nodes
+        for attribute in node.attribute
+        if attribute.type in _HOLDS_GRAPHS
+        for body in (attribute.graphs if attribute.type == AttributeProto.GRAPHS else (attribute.g,))
+    ]
+
+
+_HOLDS_GRAPHS: Final = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 
 
 def all_graphs(proto: ModelProto) -> Iterator[GraphProto]:
     """The main graph and every body below it and below the functions; iterative, parents first."""
     pending = [proto.graph]
     for function in proto.functions:
-        for node in function.node:
-            pending.extend(bodies(node))
+        pending.extend(_bodies_of(function.node))
     while pending:
         graph = pending.pop()
         yield graph
-        for node in graph.node:
-            if node.attribute:
-                pending.extend(bodies(node))
+        pending.extend(_bodies_of(graph.node))
 
 
 def all_nodes(proto: ModelProto) -> Iterator[NodeProto]:
     """Every node: main graph, bodies, functions."""
-    for graph in all_graphs(proto):
-        yield from graph.node
-    for function in proto.functions:
-        yield from function.node
+    for owner in node_lists(proto):
+        yield from owner.node
 
 
 def node_lists(proto: ModelProto) -> Iterator[GraphProto | FunctionProto]:
@@ -129,13 +135,14 @@ def node_lists(proto: ModelProto) -> Iterator[GraphProto | FunctionProto]:
 
 def stubs(proto: ModelProto) -> Iterator[TensorProto]:
     """Every tensor of the model whose bytes are in a file: initializers, and the values of Constant nodes."""
-    for graph in all_graphs(proto):
-        yield from (tensor for tensor in graph.initializer if is_stub(tensor))
-    for node in all_nodes(proto):
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.TENSOR and is_stub(attribute.t):
-                    yield attribute.t
+    for owner in node_lists(proto):
+        if isinstance(owner, GraphProto):
+            yield from (tensor for tensor in owner.initializer if is_stub(tensor))
+        for node in owner.node:
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.type == AttributeProto.TENSOR and is_stub(attribute.t):
+                        yield attribute.t
 
 
 def copy_field(source: Message, target: Message, name: str) -> None:

@@ -19,8 +19,12 @@ def refuse_cycle(proto: ModelProto) -> None:
     Raises:
         ModelError: nodes depend on each other in a circle; the message shows it.
     """
-    for owner in node_lists(proto):
+    owners = list(node_lists(proto))
+    are_flat = len(owners) == 1  # then no node holds a body that reads something
+    for owner in owners:
         nodes = list(owner.node)
+        if are_flat and _is_in_order(nodes):
+            continue
         producers: dict[str, int] = {}
         for index, node in enumerate(nodes):
             for name in node.output:
@@ -28,6 +32,16 @@ def refuse_cycle(proto: ModelProto) -> None:
                     producers.setdefault(name, index)
         if any(producers.get(name, -1) >= index for index, node in enumerate(nodes) for name in _reads(node)):
             _refuse(nodes, producers)
+
+
+def _is_in_order(nodes: Sequence[NodeProto]) -> bool:
+    """Whether no node makes what itself or one before it reads; nodes without bodies."""
+    read: set[str] = set()
+    for node in nodes:
+        read.update(node.input)
+        if not read.isdisjoint(node.output):
+            return False
+    return True
 
 
 def _reads(node: NodeProto) -> Iterator[str]:

@@ -8,7 +8,8 @@ constant keeps its reference to the file until somebody assigns other values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -89,7 +90,7 @@ class WeightRef(gs.ir.tensor.LazyValues):  # type: ignore[misc]
     @property
     def nbytes(self) -> int:
         """Bytes of the values."""
-        return int(np.prod(self.shape, dtype=np.int64)) * int(self.dtype.itemsize)
+        return math.prod(self.shape) * int(self.dtype.itemsize)
 
     def load(self) -> np.ndarray[Any, Any]:
         """The values, read-only."""
@@ -238,12 +239,13 @@ def normal_domain(domain: str | None) -> str:
     return "" if domain in (None, "", "ai.onnx") else str(domain)
 
 
-def synchronized(parent: Any, field: str, items: Iterable[Any]) -> Any:
+def synchronized(parent: Any, field: str, items: Sequence[Any]) -> Any:
     """A graphsurgeon list that is already in step with its elements."""
     made = Links.__new__(Links)
     made.parent_obj = parent
     made.field_name = field
-    list.extend(made, items)
+    if items:
+        list.extend(made, items)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +137,7 @@ def is_small_constant(tensor: Any, limit: int) -> bool:
     if isinstance(tensor, gs.Constant):
         held = tensor._values
         shape = held.shape if isinstance(held, (WeightRef, np.ndarray)) else tensor.shape
-        return int(np.prod(shape, dtype=np.int64)) <= limit
+        return math.prod(shape) <= limit
     value = constant_of(tensor)
     return value is not None and value.size <= limit
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto
 
-from rewright.model.carrier import Model
+from rewright.model.carrier import Model, all_graphs
 from rewright.model.elements import (
     Node,
     Opaque,
@@ -95,6 +96,7 @@ class _Importer:
         self._model = model
         self._opsets = opsets
         self._ir_version = model.proto.ir_version
+        self._has_bodies = next(islice(all_graphs(model.proto), 1, None), None) is not None
         self._decoder = self._decode_plain  # bound once: a hundred thousand nodes refer to it
 
     def main(self) -> Any:
@@ -182,7 +184,7 @@ class _Importer:
             list.append(tensor.inputs, node)
         state["inputs"] = synchronized(node, "outputs", inputs)
         state["outputs"] = synchronized(node, "inputs", outputs)
-        if proto.attribute and any(attribute.type in _GRAPH_TYPES for attribute in proto.attribute):
+        if self._has_bodies and any(attribute.type in _GRAPH_TYPES for attribute in proto.attribute):
             state["has_bodies"] = True
             decoded = {attribute.name: self._attribute(attribute, scopes) for attribute in proto.attribute}
             state["_attrs"] = decoded

@@ -29,6 +29,7 @@ STUB_THRESHOLD: Final = 1024
 """Raw data of at least this many bytes is kept out of the skeleton."""
 
 _SPILL_ALIGNMENT: Final = 64
+_EXTERNAL: Final = TensorProto.EXTERNAL
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def location_of(path: Path) -> str:
 
 def is_stub(tensor: TensorProto) -> bool:
     """Whether the tensor's bytes are outside the proto."""
-    return tensor.data_location == TensorProto.EXTERNAL
+    return tensor.data_location == _EXTERNAL
 
 
 def external_entries(tensor: TensorProto) -> dict[str, str]:

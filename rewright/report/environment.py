@@ -18,14 +18,8 @@ def environment(plugins: Iterable[Any] = ()) -> EnvironmentReport:
     """The environment of this process; ``plugins`` are the catalog's plugin records."""
     import onnxruntime
 
-    versions = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return EnvironmentReport(
-        versions=versions,
+        versions=dict(_installed()),
         providers=list(onnxruntime.get_available_providers()),
         cpu=_cpu(),
         plugins=[
@@ -39,6 +33,17 @@ def environment(plugins: Iterable[Any] = ()) -> EnvironmentReport:
             for record in plugins
         ],
     )
+
+
+@cache
+def _installed() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 @cache
