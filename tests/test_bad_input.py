@@ -202,7 +202,7 @@ def test_a_wrong_chain(chain, expected, folder, refused):
         (["-c", "absent.yaml"], "chain file absent.yaml"),
         (["--set", "gelu.backend"], "sets nothing"),
         (["--set", "gelu.speed=3"], "has no option 'speed'"),
-        (["--set", "attention.heads=3"], "holds no pass 'attention'"),
+        (["--set", "gelu-approximation.heads=3"], "holds no pass 'gelu-approximation'"),
         (["--target", "cud"], "Did you mean cuda"),
         (["--verify", "some"], "off, structure, model, strict"),
         (["--on-failure", "rolback"], "Did you mean rollback"),

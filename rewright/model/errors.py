@@ -27,6 +27,10 @@ class ModelError(RewrightError):
     """A model cannot be read or written."""
 
 
+class ScratchError(ModelError):
+    """The folder for temporary files cannot take what a pass made: no fault of the pass, and no later pass would fare better."""
+
+
 class UsageError(RewrightError):
     """A pass, option, chain, level or input that the caller named is wrong."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from rewright.model.errors import ModelError
+from rewright.model.errors import ModelError, ScratchError
 
 SESSION_FOLDER: Final = os.path.abspath(os.sep)
 """The folder that ONNX Runtime must resolve the stubs' locations against."""
@@ -172,7 +172,7 @@ class WeightFiles:
         """Appends ``data`` (bytes or a contiguous array) to the spill file and returns where it lies.
 
         Raises:
-            ModelError: the folder for temporary files is full or cannot be written.
+            ScratchError: the folder for temporary files is full or cannot be written.
         """
         try:
             path = self.scratch / "weights.bin"
@@ -183,7 +183,7 @@ class WeightFiles:
                 file.write(data)
                 length = file.tell() - offset
         except OSError as error:
-            raise ModelError(
+            raise ScratchError(
                 f"cannot write weights to the folder for temporary files {tempfile.gettempdir()}: {error.strerror or error}.",
                 "Free space there, or name another folder in the environment variable TMPDIR.",
             ) from error

@@ -15,7 +15,7 @@ from typing import Final
 from onnx import ModelProto
 
 from rewright.model.carrier import Model
-from rewright.model.errors import RewrightError, UsageError
+from rewright.model.errors import RewrightError, ScratchError, UsageError
 from rewright.model.order import stable_order
 from rewright.model.view import View, collector_paused
 from rewright.ops.lowering import lower
@@ -172,6 +172,8 @@ class _Run:
             if session.result is not None:
                 return session.result
             return session.opened.to_model() if session.opened is not None else self.current
+        except ScratchError:
+            raise
         except RewrightError as error:
             record.status, record.reason = "failed", str(error)
         except Exception as error:
