@@ -12,7 +12,7 @@ from rewright.model.facts import Dim, attribute, dtype_of, infer_outputs, shape_
 from rewright.model.order import node_has_bodies
 from rewright.shapes import dimensions, terms
 from rewright.shapes.compute import COMPUTE
-from rewright.shapes.dimensions import Polynomial, Size, SizeText, dim_of, is_vague, size_of
+from rewright.shapes.dimensions import Polynomial, Size, SizeText, dim_of, size_of
 from rewright.shapes.items import Items
 from rewright.shapes.layout import LAYOUT
 from rewright.shapes.microsoft import MICROSOFT
@@ -173,17 +173,12 @@ class Inference:
 
     def _better(self, old: Dim, size: Size | None) -> Dim:
         if isinstance(old, int):
-            if isinstance(size, Polynomial):
-                self.equal(size, old)
             return old
         if size is None:
             return self._fresh() if old is None else old
         if isinstance(size, int):
             return size if size >= 0 else old if old is not None else self._fresh()
-        new = self.dim(size)
-        if old is None or not is_vague(new) or is_vague(old):
-            return new
-        return old
+        return self.dim(size)  # also where it has no name: it is the same size elsewhere, and a declared name is only a name
 
     def _fresh(self) -> Dim:
         return self.dim(self.names.fresh(self.graph))

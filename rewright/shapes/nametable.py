@@ -77,7 +77,9 @@ class NameTable:
         """How readily a name gives way: made-up names most, then functions, the signature's never."""
         if isinstance(name, terms.Term):
             return 3 if any(held.startswith(MADE_UP_SYMBOL) for held in names_in(symbol(name))) else 2
-        return 4 if name.startswith(MADE_UP_SYMBOL) else 0 if name in self._fixed else 1
+        if name in self._fixed:
+            return 0
+        return 4 if name.startswith(MADE_UP_SYMBOL) else 1
 
     def _rank(self, size: Size) -> int:
         """The worth of the vaguest name in it."""

@@ -123,13 +123,9 @@ def _shared(one: Monomial, other: Monomial) -> Monomial:
 
 
 def _quotient(dividend: Size, divisor: Size) -> Polynomial:
-    return _term("floor", f"floor({_grouped(dividend)}/{_grouped(divisor)})", dividend, divisor)
-
-
-def _grouped(size: Size) -> str:
-    text = str(size)
-    is_plain = isinstance(size, int) or (len(size.terms) == 1 and size.terms[0][1] == 1 and len(size.terms[0][0]) == 1)
-    return text if is_plain else f"({text})"
+    above = str(dividend) if isinstance(dividend, int) or len(dividend.terms) == 1 else f"({dividend})"
+    below = str(divisor) if isinstance(divisor, int) or divisor.symbol is not None else f"({divisor})"
+    return _term("floor", f"floor({above}/{below})", dividend, divisor)
 
 
 @lru_cache(maxsize=4096)

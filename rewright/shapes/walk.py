@@ -8,6 +8,7 @@ from typing import Any, Final
 import onnx_graphsurgeon as gs
 
 from rewright.model.elements import normal_domain
+from rewright.model.graph import state_of
 from rewright.model.order import node_has_bodies
 from rewright.model.view import View
 from rewright.shapes import terms
@@ -206,10 +207,29 @@ def forget(view: View) -> None:
     view.shapes = None
     view.facts_stale = True
     for graph in view.graphs():
+        returned = {id(tensor) for tensor in graph.outputs}
         for node in graph.nodes:
             node.__dict__.pop("inferred", None)
             for tensor in (*node.inputs, *node.outputs):
                 tensor.__dict__.pop("items", None)
+            for tensor in node.outputs:
+                if isinstance(tensor, gs.Variable) and id(tensor) not in returned:
+                    tensor.shape = None
+        _keep_declared_only(graph)
 
 
-__all__ = ["Shapes", "forget", "shapes_of"]
+def _keep_declared_only(graph: Any) -> None:
+    """Outputs of the graph have the dimensions that are declared, and no derived ones."""
+    source = state_of(graph).proto
+    declared = {
+        value.name: value.type.tensor_type.shape.dim for value in getattr(source, "output", ()) if not isinstance(value, str)
+    }
+    for tensor in graph.outputs:
+        dims = declared.get(tensor.name, ())
+        if isinstance(tensor, gs.Variable) and tensor.shape is not None and tensor.inputs:
+            numbers = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+            numbers += [None] * (len(tensor.shape) - len(numbers))
+            tensor.shape = [
+                None if isinstance(dim, SizeText) or (isinstance(dim, int) and dim != number) else dim
+                for dim, number in zip(tensor.shape, numbers, strict=False)
+            ]
