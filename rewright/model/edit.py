@@ -83,10 +83,9 @@ class Editor:
                 self._returns_no_more(graph)
 
     def dissolve(self, body: Any, at: Any) -> list[Any]:
-        """Puts the nodes of ``body``, a body of the node ``at``, where ``at`` stands; returns them. The body is empty then."""
+        """Puts the nodes of ``body``, a body of the node ``at``, where ``at`` stands; returns them. Remove ``at`` afterwards."""
         nodes, body.nodes = list(body.nodes), []
         self.insert(nodes, at)
-        self._returns_no_more(body)
         return nodes
 
     def _returns_no_more(self, body: Any) -> None:
