@@ -19,7 +19,7 @@ from onnx import AttributeProto, NodeProto, TensorProto
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from rewright.model.errors import ModelError
-from rewright.model.weights import WeightFiles, is_stub
+from rewright.model.weights import Slice, WeightFiles, is_stub, slice_of
 
 _MOST_ELEMENTS_KEPT = 1024
 
@@ -86,6 +86,14 @@ class WeightRef(gs.ir.tensor.LazyValues):  # type: ignore[misc]
             ) from None
         self._files = files
         self._small: np.ndarray[Any, Any] | None = None
+        self._place: Slice | None = None
+
+    @property
+    def place(self) -> Slice | None:
+        """Where the bytes lie, or None if they are inline."""
+        if self._place is None and is_stub(self.tensor):
+            self._place = slice_of(self.tensor)
+        return self._place
 
     @property
     def nbytes(self) -> int:

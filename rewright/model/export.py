@@ -15,7 +15,7 @@ from rewright.model.errors import PassError
 from rewright.model.graph import GraphState, state_of, walk_bodies
 from rewright.model.order import node_has_bodies, stable_order
 from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING, DerivedDim, View
-from rewright.model.weights import STUB_THRESHOLD, Slice, WeightFiles, make_stub, slice_of
+from rewright.model.weights import STUB_THRESHOLD, Slice, WeightFiles, make_stub
 
 
 def export(view: View) -> Model:
@@ -393,6 +393,4 @@ def _shell(state: GraphState, source: GraphProto) -> GraphProto:
 def weight_slice(constant: Any) -> Slice | None:
     """Where an untouched constant's bytes lie, or None if they are inline or were replaced."""
     held = constant._values
-    if isinstance(held, WeightRef) and held.tensor.external_data:
-        return slice_of(held.tensor)
-    return None
+    return held.place if isinstance(held, WeightRef) else None

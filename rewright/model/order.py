@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from typing import Any
+from typing import Any, Final
 
 from rewright.model.errors import ModelError
+
+_PLAIN: Final = frozenset((int, float, str))
 
 
 def captured(node: Any) -> list[Any]:
@@ -27,7 +29,12 @@ def node_has_bodies(node: Any) -> bool:
     state = node.__dict__
     if "_attrs" not in state and "proto" in state:
         return "has_bodies" in state
-    return any(hasattr(value[0] if isinstance(value, list) and value else value, "nodes") for value in node.attrs.values())
+    for value in node.attrs.values():
+        if type(value) in _PLAIN:
+            continue
+        if hasattr(value[0] if isinstance(value, list) and value else value, "nodes"):
+            return True
+    return False
 
 
 def is_sorted(nodes: list[Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -139,13 +140,29 @@ class PatternPass(Pass):
         engine.report()
 
 
-def _traced(current: PatternPass) -> tuple[Traced, frozenset[str], frozenset[str]]:
-    """The pattern of a pass with these options, the ops of its root, and all its ops."""
+@dataclass(frozen=True)
+class _Plan:
+    """What a pass with certain options is: its pattern, the ops of its root, all its ops, and its two other methods."""
+
+    traced: Traced
+    roots: frozenset[str]
+    ops: frozenset[str]
+    check: Callable[[Match, Builder | None], Any]
+    rewrite: Callable[[Match, Builder | None], Any]
+
+
+def _plan(current: PatternPass) -> _Plan:
     traced: Traced = trace(current.pattern, current.name)
-    return traced, root_ops(traced.root), pattern_ops((traced.root, *traced.exposed))
+    return _Plan(
+        traced,
+        root_ops(traced.root),
+        pattern_ops((traced.root, *traced.exposed)),
+        _caller(current.check, current.name, traced.names),
+        _caller(current.rewrite, current.name, traced.names),
+    )
 
 
-_traced_once = lru_cache(maxsize=256)(_traced)
+_plan_once = lru_cache(maxsize=256)(_plan)
 
 
 def _is_hashable(current: PatternPass) -> bool:
@@ -160,9 +177,9 @@ class _Engine:
     def __init__(self, current: PatternPass, session: PassSession) -> None:
         self._pass = current
         self._session = session
-        self._traced, self._roots, self._ops = (_traced_once if _is_hashable(current) else _traced)(current)
-        self._check = _caller(current.check, current.name, self._traced.names)
-        self._rewrite = _caller(current.rewrite, current.name, self._traced.names)
+        plan = (_plan_once if _is_hashable(current) else _plan)(current)
+        self._traced, self._roots, self._ops = plan.traced, plan.roots, plan.ops
+        self._check, self._rewrite = plan.check, plan.rewrite
         self._targets = (self._traced.root, *self._traced.exposed)
         self._output = self._traced.root.output if isinstance(self._traced.root, NodePattern) else 0
         self._misses: dict[int, tuple[int, Any, str, Any]] = {}

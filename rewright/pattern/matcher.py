@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
 from math import isclose
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import onnx
@@ -44,6 +44,7 @@ _BROADCASTING: Final = _BINARY | {
     "GreaterOrEqual",
 }
 _DEEPEST_PEEL: Final = 8
+_ONE_WAY: Final = (None,)
 
 
 @dataclass(frozen=True)
@@ -90,48 +91,42 @@ class Attempt:
                 yield from self._further(roots, index + 1)
         self._fail(f"nothing computes output {index} of the pattern from the same values", self.nodes[0][0])
 
-    def solve(self, pattern: Pattern, tensor: Any) -> Iterator[None]:
+    def solve(self, pattern: Pattern, tensor: Any) -> Iterable[None]:
         """Yields once for each way in which ``tensor`` fits ``pattern``; the state holds that way's bindings meanwhile."""
         self.steps += 1
-        if id(pattern) not in self._watched:
-            yield from self._solve(pattern, tensor)
-            return
+        if id(pattern) in self._watched:
+            return self._watch(pattern, tensor)
+        return self._WAYS[type(pattern)](self, pattern, tensor)
+
+    def _watch(self, pattern: Pattern, tensor: Any) -> Iterator[None]:
         held = self.found.get(id(pattern))
         if held is not None and held is not tensor:
             return
-        for _ in self._solve(pattern, tensor):
+        for _ in self._WAYS[type(pattern)](self, pattern, tensor):
             self.found[id(pattern)] = tensor
             yield
             if held is None:
                 del self.found[id(pattern)]
 
-    def _solve(self, pattern: Pattern, tensor: Any) -> Iterator[None]:
-        if isinstance(pattern, NodePattern):
-            yield from self._node(pattern, tensor)
-        elif isinstance(pattern, Bound):
-            yield from self._bind(pattern.name, tensor)
-        elif isinstance(pattern, Constant):
-            if self._is_constant(pattern, tensor):
-                yield
-        elif isinstance(pattern, Any_):
-            for choice in pattern.choices:
-                yield from self.solve(choice, tensor)
-        elif isinstance(pattern, Product):
-            yield from self._product(pattern, tensor)
-        elif isinstance(pattern, Through):
-            yield from self._through(pattern, tensor)
-        elif isinstance(pattern, Optional_):
-            if tensor.name:
-                yield from self.solve(pattern.inner, tensor)
-            else:
-                yield
+    def _any(self, pattern: Any_, tensor: Any) -> Iterator[None]:
+        for choice in pattern.choices:
+            yield from self.solve(choice, tensor)
 
-    def _fail(self, reason: str, node: Any, telling: bool = False) -> None:
-        """Remembers the failure that came furthest: the first of several, unless a later one is more ``telling``."""
+    def _optional(self, pattern: Optional_, tensor: Any) -> Iterable[None]:
+        return self.solve(pattern.inner, tensor) if tensor.name else _ONE_WAY
+
+    def _fail(self, reason: str, node: Any, telling: bool = False) -> tuple[None, ...]:
+        """Remembers the failure that came furthest: the first of several, unless a later one is more ``telling``.
+
+        Returns:
+            no way in which the pattern fits.
+        """
         if self.near is None or len(self.nodes) + telling > len(self.near.nodes):
             self.near = NearMiss(tuple(matched for matched, _ in self.nodes), reason, node)
+        return ()
 
-    def _bind(self, name: str, tensor: Any) -> Iterator[None]:
+    def _bind(self, pattern: Bound, tensor: Any) -> Iterator[None]:
+        name = pattern.name
         held = self.values.get(name)
         if held is None:
             self.values[name] = tensor
@@ -142,19 +137,17 @@ class Attempt:
         else:
             self._fail(f"'{held.name}' and '{tensor.name}' should be one value ({name})", facts.producer(tensor))
 
-    def _is_constant(self, pattern: Constant, tensor: Any) -> bool:
+    def _constant(self, pattern: Constant, tensor: Any) -> Iterable[None]:
         if not facts.is_constant(tensor) or not facts.is_small_constant(tensor, 1):
-            self._fail(f"'{tensor.name}' is not the constant {pattern.value:g}", facts.producer(tensor))
-            return False
+            return self._fail(f"'{tensor.name}' is not the constant {pattern.value:g}", facts.producer(tensor))
         value = facts.constant_of(tensor)
         if value is None or value.size != 1 or not is_real(value.dtype) or (pattern.real and value.dtype.kind in "iub"):
-            self._fail(f"'{tensor.name}' is not the constant {pattern.value:g}", facts.producer(tensor))
-            return False
+            return self._fail(f"'{tensor.name}' is not the constant {pattern.value:g}", facts.producer(tensor))
         found = float(value.reshape(-1)[0])
         if not close(found, pattern.value, value.dtype, pattern.rel_tol):
-            self._fail(f"the constant '{tensor.name}' is {found:g}, not {pattern.value:g}", facts.producer(tensor))
-            return False
-        return True
+            reason = f"the constant '{tensor.name}' is {found:g}, not {pattern.value:g}"
+            return self._fail(reason, facts.producer(tensor))
+        return _ONE_WAY
 
     def _producer(self, tensor: Any) -> Any | None:
         node = facts.producer(tensor)
@@ -162,27 +155,25 @@ class Attempt:
             return None
         return node
 
-    def _node(self, pattern: NodePattern, tensor: Any) -> Iterator[None]:
+    def _node(self, pattern: NodePattern, tensor: Any) -> Iterable[None]:
         node = self._producer(tensor)
         if node is None:
-            self._fail(f"'{tensor.name}' is not computed by {pattern.op} in this graph", None)
-            return
+            return self._fail(f"'{tensor.name}' is not computed by {pattern.op} in this graph", None)
         if node.op != pattern.op or domain_of(node) not in pattern.domains:
-            self._fail(f"'{tensor.name}' comes from {node.op}, not from {pattern.op}", node)
-            return
+            return self._fail(f"'{tensor.name}' comes from {node.op}, not from {pattern.op}", node)
         if len(node.outputs) <= pattern.output or node.outputs[pattern.output] is not tensor:
-            self._fail(f"'{tensor.name}' is another output of {node.op} than expected", node)
-            return
+            return self._fail(f"'{tensor.name}' is another output of {node.op} than expected", node)
         if self._sources.get(id(pattern.source), node) is not node:
-            self._fail(f"'{tensor.name}' comes from another {node.op} than the other output", node)
-            return
+            return self._fail(f"'{tensor.name}' comes from another {node.op} than the other output", node)
         for name, expected in pattern.attributes.items():
             found = facts.attribute(node, name)
             if found is None:
                 found = schema_default(node.op, domain_of(node), self._editor.view.opset_of(self._graph, domain_of(node)), name)
             if not same_value(found, expected):
-                self._fail(f"{name} is {found}, not {expected}", node)
-                return
+                return self._fail(f"{name} is {found}, not {expected}", node)
+        return self._matched(pattern, node)
+
+    def _matched(self, pattern: NodePattern, node: Any) -> Iterator[None]:
         if any(matched is node for matched, _ in self.nodes):
             yield from self._inputs(pattern, node)
             return
@@ -306,6 +297,16 @@ class Attempt:
         if value is None or value.size != 1 or not is_real(value.dtype):
             return None
         return float(value.reshape(-1)[0]), value.dtype
+
+    _WAYS: ClassVar[dict[type[Pattern], Callable[..., Iterable[None]]]] = {
+        NodePattern: _node,
+        Bound: _bind,
+        Constant: _constant,
+        Any_: _any,
+        Product: _product,
+        Through: _through,
+        Optional_: _optional,
+    }
 
 
 def close(found: float, expected: float, dtype: np.dtype[Any] | None, rel_tol: float | None) -> bool:
