@@ -39,7 +39,8 @@ class ShapeSimplification(GraphPass):
        beside a 0, because such a Reshape fails on empty tensors. A -1 that the export wrote stays. A target that only puts ones
        between the input's dimensions becomes an Unsqueeze instead, as masks have it.
     4. Reshapes of a Reshape that nothing else uses read the first one's input, if each 0 of their targets can be said of it.
-    5. Expand to dimensions that the value has goes; so does Slice from 0 to the dimension's own end.
+    5. Expand to dimensions that the value has goes; so does Slice from 0 to the dimension's own end, and Where of which the
+       condition is known throughout and the chosen value has the result's dimensions.
     6. An integer or boolean vector that is wholly known becomes an initializer.
     7. Arithmetic that nothing uses after that goes with its last consumer.
 
@@ -90,6 +91,8 @@ class _Simplifier:
                 self._reshape(graph, node)
             elif node.op in ("Expand", "Slice") and self._changes_nothing(node):
                 bypass(self.session, node, node.inputs[0])
+            elif node.op == "Where" and (chosen := self._chosen(node)) is not None:
+                bypass(self.session, node, chosen)
 
     def collapse(self, graph: Any) -> None:
         """Rule 4, after the walk: only then is it known what reads a Reshape beside the next one."""
@@ -189,6 +192,15 @@ class _Simplifier:
         session.editor.take_output(output, made)
         session.record(graph, [node, *remove_unused(session, feeders)], [made])
         return made
+
+    def _chosen(self, node: Any) -> Any | None:
+        """The value that a Where always gives, where broadcasting does not change it."""
+        condition = self.shapes.numbers(node, 0)
+        if not condition or len(set(condition)) > 1:
+            return None
+        source = node.inputs[1 if condition[0] else 2]
+        dims = self.shapes.dims(source)
+        return source if dims is not None and dims == self.shapes.dims(node.outputs[0]) else None
 
     def _changes_nothing(self, node: Any) -> bool:
         """Rule 5."""

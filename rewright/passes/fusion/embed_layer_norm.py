@@ -63,7 +63,6 @@ class EmbedLayerNorm(GraphPass):
             for node in list(graph.nodes):
                 if getattr(node, "alive", True) and _is_anchor(node):
                     fusion.visit(node)
-        positions.values.forget_input_names()
 
 
 def _is_anchor(node: Any) -> bool:

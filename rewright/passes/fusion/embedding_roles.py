@@ -11,9 +11,9 @@ import numpy as np
 
 from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, is_small_constant, producer, shape_of
-from rewright.passes.cleanup.dimensions import Size
-from rewright.passes.cleanup.symbolic_shapes import slice_ranges
 from rewright.passes.fusion.positions import KEEP_ORDER, Positions, Run
+from rewright.shapes.dimensions import Size
+from rewright.shapes.layout import slice_ranges
 
 MOST_TERMS: Final = 4
 _LONGEST_CHAIN: Final = 8
@@ -237,7 +237,7 @@ def _looked_up(row: Row, dims: list[Size], shape: list[Size], positions: Positio
 def _sliced(node: Any, dims: list[Size], shape: list[Size], positions: Positions) -> Row:
     """Rows of the table from a constant one on, up to S of them."""
     table = node.inputs[0]
-    held, ranges = positions.dims(table), slice_ranges(node, positions.values)
+    held, ranges = positions.dims(table), slice_ranges(positions.shapes, node)
     if not _is_readable(table) or held is None or ranges is None or len(held) < 2 or set(ranges) != {len(held) - 2}:
         raise Refusal(f"the table of positions '{table.name}' is not a constant that is sliced by rows")
     start, end, step = ranges[len(held) - 2]

@@ -11,14 +11,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rewright.model.edit import domain_of
-from rewright.model.facts import attribute, constant_of, is_small_constant, producer, shape_of
-from rewright.model.order import node_has_bodies
-from rewright.passes.cleanup import dimensions
-from rewright.passes.cleanup.dimensions import Size
-from rewright.passes.cleanup.shape_items import Item
-from rewright.passes.cleanup.shape_sweep import ShapeSweep
-from rewright.passes.cleanup.symbolic_shapes import reaches, slice_ranges
+from rewright.model.facts import attribute, constant_of, is_small_constant, producer
 from rewright.passes.session import PassSession
+from rewright.shapes import dimensions
+from rewright.shapes.dimensions import Size
+from rewright.shapes.items import Item
+from rewright.shapes.layout import reaches, slice_ranges
+from rewright.shapes.walk import shapes_of
 
 _MOST_IDS: Final = 1 << 20
 _LONGEST_CHAIN: Final = 16
@@ -41,15 +40,14 @@ class Run:
     is_one_row: bool
 
 
-class Positions(ShapeSweep):
+class Positions:
     """Shapes and row numbers of the values in front of an embedding, learned when they are asked for."""
 
     def __init__(self, session: PassSession) -> None:
-        super().__init__(session)
+        self.shapes = shapes_of(session.view)
+        self._opset = session.view.opset_of(session.view.graph)
         self._learned: dict[int, Any] = {}  # with the nodes themselves, so that no other gets their identity
         self._bounds: dict[Size, Size] = {}
-        for tensor in session.view.graph.inputs:
-            self.facts.note(tensor)
 
     def learn(self, tensors: Iterable[Any]) -> None:
         """Evaluates the shape arithmetic that the values come from; every node once."""
@@ -64,13 +62,7 @@ class Positions(ShapeSweep):
                 pending.extend((feeder, False) for tensor in node.inputs for feeder in tensor.inputs)
 
     def _learn_node(self, node: Any) -> None:
-        if node_has_bodies(node) or domain_of(node) or not node.outputs:
-            return
-        for tensor in node.inputs:
-            if not tensor.inputs and isinstance(tensor, gs.Variable) and tensor.name:
-                self.values.dims_of(tensor)
-        self._node(self.session.editor.graph_of(node), node)
-        if node.op == "Slice" and self.opset >= _SLICE_HAS_INPUTS:
+        if node.op == "Slice" and not domain_of(node) and self._opset >= _SLICE_HAS_INPUTS:
             self._learn_bounds(node)
 
     def _learn_bounds(self, node: Any) -> None:
@@ -78,13 +70,10 @@ class Positions(ShapeSweep):
 
         It must leave more than one element when it is cut short, see ``is_size``.
         """
-        ranges, before = slice_ranges(node, self.values), self.dims(node.inputs[0])
-        is_named = None not in (shape_of(node.outputs[0]) or (None,))
+        ranges, before = slice_ranges(self.shapes, node), self.dims(node.inputs[0])
         after = self.dims(node.outputs[0])
         if ranges is None or before is None or after is None or len(before) != len(after):
             return
-        if not is_named:
-            self.facts.note(node.outputs[0])
         for axis, (start, end, step) in ranges.items():
             limit, name = before[axis], after[axis]
             if not isinstance(start, int) or not isinstance(limit, int) or not 0 <= start < limit - 1 or step != 1:
@@ -96,7 +85,7 @@ class Positions(ShapeSweep):
 
     def dims(self, tensor: Any) -> list[Size] | None:
         """The dimensions, where only sizes that are equal for certain compare equal; None: the rank is unknown."""
-        return self.values.dims_of(tensor)
+        return self.shapes.dims(tensor)
 
     def is_size(self, size: Item, wanted: Size) -> bool:
         """Whether ``size`` is ``wanted`` wherever a value of that size can be added to one of size ``wanted``.
@@ -157,7 +146,7 @@ class Positions(ShapeSweep):
         return Run(start, length, True) if length is not None and _is_not_negative(length) else None
 
     def _scalar(self, tensor: Any) -> Item:
-        held = self.values.of(tensor) if tensor.name else None
+        held = self.shapes.items(tensor) if tensor.name else None
         return held.items[0] if held is not None and len(held.items) == 1 else None
 
     def _step(self, node: Any, found: Run) -> Run | None:
@@ -172,7 +161,7 @@ class Positions(ShapeSweep):
             return self._shifted(node, found)
         if node.op == "Expand":
             return self._repeated(node, found)
-        return self._part(node, found) if node.op == "Slice" and self.opset >= _SLICE_HAS_INPUTS else None
+        return self._part(node, found) if node.op == "Slice" and self._opset >= _SLICE_HAS_INPUTS else None
 
     def _shifted(self, node: Any, found: Run) -> Run | None:
         offsets = [self._scalar(tensor) for tensor in node.inputs]
@@ -197,7 +186,7 @@ class Positions(ShapeSweep):
 
     def _part(self, node: Any, found: Run) -> Run | None:
         """A Slice over the last axis of rows; where it ends beyond the constant ``length``, see ``is_size``."""
-        dims, ranges = self.dims(node.inputs[0]), slice_ranges(node, self.values)
+        dims, ranges = self.dims(node.inputs[0]), slice_ranges(self.shapes, node)
         if not dims or ranges is None or dims[-1] != found.length:
             return None
         if any(step != 1 for _, _, step in ranges.values()):

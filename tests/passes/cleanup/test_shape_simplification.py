@@ -306,3 +306,14 @@ def test_the_zoo(zoo_model):
     again, same = run_pass(ShapeSimplification(), after)
     assert not again.sites
     assert same.fingerprint() == after.fingerprint()
+
+
+def test_a_where_whose_condition_is_known_gives_one_of_its_values():
+    body = "r = Relu(x) n = Neg(x) s0 = Shape(x) g0 = Gather(s0, i0) c = Less(g0, i0) u = Unsqueeze(c, a0) w = Where(u, r, n) y = Abs(w)"
+    simplified(model(body, output="float[?,?,?] y"), ["Neg", "Abs"], feeds=[{"x": data(2, 3, 32)}])
+
+
+def test_a_where_that_widens_what_it_gives_stays():
+    body = "r = Relu(x) w = Where(c, v, r) y = Abs(w)"
+    before = model(body, "bool[1] c = {1}, float[1] v = {2}", output="float[?,?,?] y")
+    simplified(before, ["Relu", "Where", "Abs"])

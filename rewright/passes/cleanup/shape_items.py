@@ -1,5 +1,0 @@
-"""See ``rewright.shapes.items``."""
-
-from rewright.shapes.items import Item, Items
-
-__all__ = ["Item", "Items"]
