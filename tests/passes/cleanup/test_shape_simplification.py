@@ -309,7 +309,10 @@ def test_the_zoo(zoo_model):
 
 
 def test_a_where_whose_condition_is_known_gives_one_of_its_values():
-    body = "r = Relu(x) n = Neg(x) s0 = Shape(x) g0 = Gather(s0, i0) c = Less(g0, i0) u = Unsqueeze(c, a0) w = Where(u, r, n) y = Abs(w)"
+    body = (
+        "r = Relu(x) n = Neg(x) s0 = Shape(x) g0 = Gather(s0, i0) c = Less(g0, i0) u = Unsqueeze(c, a0) "
+        "w = Where(u, r, n) y = Abs(w)"
+    )
     simplified(model(body, output="float[?,?,?] y"), ["Neg", "Abs"], feeds=[{"x": data(2, 3, 32)}])
 
 
