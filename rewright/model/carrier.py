@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 from google.protobuf.message import Message
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from rewright.model.weights import SESSION_FOLDER, WeightFiles, external_entries, is_stub
+
+NodeLists: TypeAlias = list[tuple[GraphProto | FunctionProto, list[NodeProto]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Model:
         files: the weight files, shared by all models that stem from the same source.
         path: the file that the model was loaded from, or None.
         has_external_data: whether the source kept its weights in a separate file; ``save`` then does so too.
+        _walked: its node lists, from whoever has walked ``proto`` already.
     """
 
     SESSION_FOLDER: ClassVar[str] = SESSION_FOLDER
@@ -38,10 +41,16 @@ class Model:
     files: WeightFiles = field(repr=False)
     path: Path | None = None
     has_external_data: bool = False
+    _walked: NodeLists | None = field(default=None, repr=False)
 
     def with_proto(self, proto: ModelProto) -> Model:
         """The same weight files under another skeleton, which the new model owns from here on."""
         return Model(proto, self.files, self.path, self.has_external_data)
+
+    @cached_property
+    def node_lists(self) -> NodeLists:
+        """Every list of nodes; walked once."""
+        return self._walked if self._walked is not None else node_lists(self.proto)
 
     @cached_property
     def _serialized(self) -> bytes:
@@ -69,9 +78,10 @@ class Model:
     @cached_property
     def _op_counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for node in all_nodes(self.proto):
-            key = f"{node.domain or 'ai.onnx'}::{node.op_type}"
-            counts[key] = counts.get(key, 0) + 1
+        for _, nodes in self.node_lists:
+            for node in nodes:
+                key = f"{node.domain or 'ai.onnx'}::{node.op_type}"
+                counts[key] = counts.get(key, 0) + 1
         return dict(sorted(counts.items()))
 
     def node_count(self) -> int:
@@ -80,7 +90,7 @@ class Model:
 
     def nbytes(self) -> int:
         """Bytes of the skeleton plus the bytes of each distinct weight."""
-        slices = (external_entries(tensor) for tensor in stubs(self.proto))
+        slices = (external_entries(tensor) for tensor in stubs(self.node_lists))
         distinct = {(entries["location"], entries.get("offset", "0"), entries["length"]) for entries in slices}
         return len(self._serialized) + sum(int(length) for *_, length in distinct)
 
@@ -123,22 +133,22 @@ def all_graphs(proto: ModelProto) -> Iterator[GraphProto]:
 
 def all_nodes(proto: ModelProto) -> Iterator[NodeProto]:
     """Every node: main graph, bodies, functions."""
-    for owner in node_lists(proto):
-        yield from owner.node
+    for _, nodes in node_lists(proto):
+        yield from nodes
 
 
-def node_lists(proto: ModelProto) -> Iterator[GraphProto | FunctionProto]:
-    """Every owner of a node list."""
-    yield from all_graphs(proto)
-    yield from proto.functions
+def node_lists(proto: ModelProto) -> NodeLists:
+    """Every graph, body and function with its nodes."""
+    owners: list[GraphProto | FunctionProto] = [*all_graphs(proto), *proto.functions]
+    return [(owner, list(owner.node)) for owner in owners]
 
 
-def stubs(proto: ModelProto) -> Iterator[TensorProto]:
+def stubs(model: ModelProto | NodeLists) -> Iterator[TensorProto]:
     """Every tensor of the model whose bytes are in a file: initializers, and the values of Constant nodes."""
-    for owner in node_lists(proto):
+    for owner, nodes in node_lists(model) if isinstance(model, ModelProto) else model:
         if isinstance(owner, GraphProto):
             yield from (tensor for tensor in owner.initializer if is_stub(tensor))
-        for node in owner.node:
+        for node in nodes:
             if node.op_type == "Constant":
                 for attribute in node.attribute:
                     if attribute.type == AttributeProto.TENSOR and is_stub(attribute.t):

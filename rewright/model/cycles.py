@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from onnx import ModelProto, NodeProto
+from onnx import NodeProto
 
-from rewright.model.carrier import bodies, node_lists
+from rewright.model.carrier import NodeLists, bodies
 from rewright.model.errors import ModelError
 
 _SHOWN = 8
 
 
-def refuse_cycle(proto: ModelProto) -> None:
+def refuse_cycle(lists: NodeLists) -> None:
     """Checks every list of nodes, those of bodies and functions included. Linear, and one scan where the order is right.
 
     Raises:
         ModelError: nodes depend on each other in a circle; the message shows it.
     """
-    owners = list(node_lists(proto))
-    are_flat = len(owners) == 1  # then no node holds a body that reads something
-    for owner in owners:
-        nodes = list(owner.node)
+    are_flat = len(lists) == 1  # then no node holds a body that reads something
+    for _, nodes in lists:
         if are_flat and _is_in_order(nodes):
             continue
         producers: dict[str, int] = {}

@@ -50,7 +50,16 @@ class Editor:
 
     def is_used(self, tensor: Any) -> bool:
         """Whether anything reads or returns the value."""
-        return id(tensor) in self._outputs or any(getattr(node, "alive", True) for node in tensor.outputs)
+        if id(tensor) in self._outputs:
+            return True
+        for place, node in enumerate(tensor.outputs):
+            if getattr(node, "alive", True):
+                if place > _SWEEP_AT_ONCE:  # or the dead ones in front would be passed again for each one that dies
+                    list.__setitem__(tensor.outputs, slice(None, place), ())
+                return True
+        if len(tensor.outputs) > _SWEEP_AT_ONCE:
+            list.clear(tensor.outputs)
+        return False
 
     def insert(self, nodes: Iterable[Any], at: Any) -> None:
         """Puts new nodes where the node ``at`` stands (just before it, if it stays)."""
@@ -63,7 +72,7 @@ class Editor:
 
     def remove(self, node: Any) -> None:
         """Takes the node out; its outputs lose their producer."""
-        node.alive = False
+        node.__dict__["alive"] = False  # past graphsurgeon's setter
         graph = self._owner[id(node)]
         self._touched[id(graph)] = graph
         for tensor in node.inputs:

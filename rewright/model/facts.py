@@ -85,8 +85,8 @@ def producer(tensor: Any) -> Any | None:
 def dtype_of(tensor: Any) -> np.dtype[Any] | None:
     """The element type, or None if unknown."""
     found = tensor.dtype
-    if found is None:
-        return None
+    if found is None or isinstance(found, np.dtype):
+        return found
     return np.dtype(found) if not isinstance(found, int) else onnx.helper.tensor_dtype_to_np_dtype(found)
 
 

@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
-from rewright.model.carrier import Model, all_graphs, copy_field, stubs
+from rewright.model.carrier import Model, all_graphs, copy_field, node_lists, stubs
 from rewright.model.cycles import refuse_cycle
 from rewright.model.errors import ModelError, UsageError
 from rewright.model.weights import (
@@ -71,12 +71,14 @@ def _load_path(path: Path) -> Model:
     with data:
         proto = _parse(data, path)
     in_file = location_of(path)
+    lists = node_lists(proto)
+    refuse_cycle(lists)
     has_external_data = False
-    for tensor in stubs(proto):
+    for tensor in stubs(lists):
         if external_entries(tensor).get("location") != in_file:
             _confine(tensor, path.parent)
             has_external_data = True
-    return Model(proto, WeightFiles(), path, has_external_data)
+    return Model(proto, WeightFiles(), path, has_external_data, lists)
 
 
 def _parse(data: mmap.mmap, path: Path) -> ModelProto:
@@ -88,7 +90,6 @@ def _parse(data: mmap.mmap, path: Path) -> ModelProto:
         raise ModelError(f"{path} is not a readable ONNX file: {reason}.", hint) from error
     if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it has no graph, IR version or opset import.", hint)
-    refuse_cycle(proto)
     return proto
 
 
@@ -145,7 +146,8 @@ def _load_proto(source: ModelProto, folder: Path | None) -> Model:
         if graph is not proto.graph:
             _spill_body(graph, files)
     has_external_data = False
-    for tensor in stubs(proto):
+    lists = node_lists(proto)
+    for tensor in stubs(lists):
         if external_entries(tensor).get("location") != location_of(files.scratch / "weights.bin"):
             if folder is None:
                 raise ModelError(
@@ -154,8 +156,8 @@ def _load_proto(source: ModelProto, folder: Path | None) -> Model:
                 )
             _confine(tensor, Path(os.path.abspath(folder)))
             has_external_data = True
-    refuse_cycle(proto)
-    return Model(proto, files, None, has_external_data)
+    refuse_cycle(lists)
+    return Model(proto, files, None, has_external_data, lists)
 
 
 def _spilled(tensor: TensorProto, files: WeightFiles) -> TensorProto:

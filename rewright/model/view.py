@@ -10,14 +10,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto
 
-from rewright.model.carrier import Model, all_graphs
+from rewright.model.carrier import Model
 from rewright.model.elements import (
     Node,
     Opaque,
@@ -96,7 +95,7 @@ class _Importer:
         self._model = model
         self._opsets = opsets
         self._ir_version = model.proto.ir_version
-        self._has_bodies = next(islice(all_graphs(model.proto), 1, None), None) is not None
+        self._has_bodies = len(model.node_lists) > 1
         self._decoder = self._decode_plain  # bound once: a hundred thousand nodes refer to it
 
     def main(self) -> Any:

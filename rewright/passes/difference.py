@@ -33,7 +33,7 @@ def record_difference(session: PassSession, after: Model) -> Site | None:
 
 
 def _entries(proto: ModelProto) -> dict[Entry, None]:
-    return dict.fromkeys(_entry(node) for owner in node_lists(proto) for node in owner.node)
+    return dict.fromkeys(_entry(node) for _, nodes in node_lists(proto) for node in nodes)
 
 
 def _entry(node: NodeProto) -> Entry:
@@ -44,7 +44,7 @@ def _entry(node: NodeProto) -> Entry:
 def fresh_nodes(before: ModelProto, after: ModelProto) -> Iterator[NodeProto]:
     """The nodes of ``after`` that ``before`` does not have."""
     known = _entries(before)
-    for owner in node_lists(after):
-        for node in owner.node:
+    for _, nodes in node_lists(after):
+        for node in nodes:
             if _entry(node) not in known:
                 yield node

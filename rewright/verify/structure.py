@@ -148,7 +148,7 @@ class _Scopes:
 
     @cached_property
     def _produced(self) -> set[str]:
-        produced = {name for owner in node_lists(self.proto) for node in owner.node for name in node.output}
+        produced = {name for _, nodes in node_lists(self.proto) for node in nodes for name in node.output}
         produced.update(name for graph in all_graphs(self.proto) for name in _given(graph))
         return produced
 
@@ -220,8 +220,8 @@ def _set_runtime_ops_aside(proto: ModelProto) -> None:
     """Move the ops that ONNX Runtime defines in the standard domain to one that the checker does not look into."""
     version = next((entry.version for entry in proto.opset_import if not _normal(entry.domain)), 0)
     moved = False
-    for owner in node_lists(proto):
-        for node in owner.node:
+    for _, nodes in node_lists(proto):
+        for node in nodes:
             known = node.op_type in _RUNTIME_OPS or f"::{node.op_type}" in CONTRACTS
             is_candidate = known and not _normal(node.domain)
             if is_candidate and not onnx.defs.has(node.op_type, version):
