@@ -210,7 +210,7 @@ class _Run:
         self.current, self.is_ahead = candidate, False
 
     def _judge(self, step: Pass, sites: Sequence[Site], candidate: Model, record: PassReport) -> None:
-        if candidate.fingerprint() == self.current.fingerprint():
+        if candidate is self.current or candidate.fingerprint() == self.current.fingerprint():
             if sites:
                 record.status, record.reason = "failed", f"the pass reports {len(sites)} sites but changed nothing"
             return

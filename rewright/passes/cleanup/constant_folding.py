@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import AttributeProto, TensorProto
 from pydantic import Field
 
 from rewright.model.edit import domain_of
@@ -96,13 +97,19 @@ def _constant_nodes_to_initializers(session: PassSession, graph: Any) -> None:
 
 def _held_values(session: PassSession, node: Any) -> Any | None:
     """What the Constant node holds: a reference to the tensor in its attribute, or an array."""
-    held = node.attrs.get("value")
-    if isinstance(held, gs.Constant) and isinstance(held._values, WeightRef):
-        tensor, files = held._values.tensor, session.view.model.files
-        if len(tensor.raw_data) < STUB_THRESHOLD:
-            return held._values
-        return WeightRef(make_stub(tensor, files.spill(tensor.raw_data)), files)
-    return constant_node_value(node)
+    files = session.view.model.files
+    tensor = _source_tensor(node)
+    if tensor is None:
+        return constant_node_value(node)
+    if len(tensor.raw_data) >= STUB_THRESHOLD:
+        tensor = make_stub(tensor, files.spill(tensor.raw_data))
+    return WeightRef(tensor, files)
+
+
+def _source_tensor(node: Any) -> TensorProto | None:
+    """The tensor in the node's attribute, as it was read."""
+    protos = attribute_protos(node) or ()
+    return next((item.t for item in protos if item.name == "value" and item.type == AttributeProto.TENSOR), None)
 
 
 class _Folding:
