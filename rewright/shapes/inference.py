@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 import onnx_graphsurgeon as gs
@@ -56,6 +55,11 @@ class Inference:
         shape = tensor.shape
         if shape is None:
             return None
+        for dim in shape:
+            if type(dim) is not int:
+                break
+        else:
+            return list(shape)
         if None in shape and isinstance(tensor, gs.Variable):
             tensor.shape = shape = [self._fresh() if dim is None else dim for dim in shape]
         sizes = [size_of(dim) if isinstance(dim, str) else int(dim) for dim in shape]
@@ -160,11 +164,13 @@ class Inference:
 
     def improve(self, tensor: Any, sizes: Dims) -> bool:
         before = shape_of(tensor)
-        if before is not None and len(before) != len(sizes):
+        if before is None:
+            tensor.shape = [size if type(size) is int and size >= 0 else self._better(None, size) for size in sizes]
+            return True
+        if len(before) != len(sizes):
             return False
-        old: Iterable[Dim] = before if before is not None else (None,) * len(sizes)
-        after = [self._better(dim, size) for dim, size in zip(old, sizes, strict=True)]
-        if before is not None and after == list(before):
+        after = [self._better(dim, size) for dim, size in zip(before, sizes, strict=True)]
+        if after == list(before):
             if any(type(new) is not type(dim) for new, dim in zip(after, before, strict=True)):
                 tensor.shape = after
             return False
