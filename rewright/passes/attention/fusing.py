@@ -74,7 +74,7 @@ class AttentionPass(GraphPass):
             session.reject(softmax, unproven.reason + _at(unproven.where, softmax))
             return
         session.notes.extend(note for note in writer.assumptions if note not in session.notes)
-        _replace(session, graph, old, new, builder)
+        put_in_place(session, graph, old, new, builder)
         for node, sizes in measured:
             if getattr(node, "alive", True):
                 self._measure(session, graph, node, sizes, writer)
@@ -98,10 +98,11 @@ class AttentionPass(GraphPass):
         # Lengths that other sites made may stand behind this node.
         writer.shared = Shared(graph)
         made = builder.Concat(*(writer.length(size) for size in sizes[start:end]), axis=0)
-        _replace(session, graph, node.outputs[0], made, builder)
+        put_in_place(session, graph, node.outputs[0], made, builder)
 
 
-def _replace(session: PassSession, graph: Any, old: Any, new: Value, builder: Builder) -> None:
+def put_in_place(session: PassSession, graph: Any, old: Any, new: Value, builder: Builder) -> None:
+    """Lets ``new``, an output of the last node that ``builder`` made, stand for ``old``; what only ``old`` needed goes."""
     editor = session.editor
     root = old.inputs[0]
     editor.insert(builder.nodes, at=root)

@@ -7,6 +7,7 @@ from pydantic import Field
 from rewright.passes.attention.axes import Unproven
 from rewright.passes.attention.emission import Mask, multi_head
 from rewright.passes.attention.fusing import AttentionPass
+from rewright.passes.attention.merged import merge_heads
 from rewright.passes.attention.repair import repair
 from rewright.passes.attention.standard import obstacle, refuse_slow_softcap, standard
 from rewright.passes.attention.writing import Writer
@@ -22,8 +23,9 @@ class MultiHeadAttention(AttentionPass):
     2. It is not used where a row might be masked as a whole and come out otherwise than from Softmax: such masks keep
        MultiHeadAttention, or the nodes they had.
     3. For MultiHeadAttention, shared keys and values are repeated; a soft cap is refused.
-    4. An ai.onnx Attention that is there already keeps its meaning; a mask that its kernel would not repeat along queries or keys
-       is repeated before it.
+    4. An ai.onnx Attention that is there already keeps its meaning. Where its operands and result only pass through Reshapes and
+       Transposes between (batch, sequence, width) and heads, those go, and the op is told the numbers of heads. A mask that its
+       kernel would not repeat along queries or keys is repeated before it.
 
     Sources: ONNX operator Attention, versions 23 and 24; ONNX Runtime contrib operator MultiHeadAttention, version 1.
     """
@@ -41,6 +43,7 @@ class MultiHeadAttention(AttentionPass):
 
     def run(self, session: PassSession) -> None:
         super().run(session)
+        merge_heads(session)
         if session.target != "portable":
             repair(session)
 
