@@ -43,7 +43,9 @@ class MultiHeadAttention(AttentionPass):
 
     def run(self, session: PassSession) -> None:
         super().run(session)
+        session.editor.finish()
         merge_heads(session)
+        session.editor.finish()
         if session.target != "portable":
             repair(session)
 

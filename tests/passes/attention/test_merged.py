@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from pass_harness import parity, run_pass
+from pass_harness import as_model, parity, run, run_pass
 
 from rewright.passes.fusion.multi_head_attention import MultiHeadAttention
 
@@ -59,6 +59,18 @@ def test_heads_are_split_and_merged_by_the_op():
     again, same = run_pass(MultiHeadAttention(), after)
     assert again.sites == []
     assert same.fingerprint() == after.fingerprint()
+
+
+def test_a_mask_that_the_kernel_would_not_repeat_is_repeated_as_well():
+    before = model()
+    before.graph.input[2].type.tensor_type.shape.dim[2].dim_value = 1
+    session, after = run_pass(MultiHeadAttention(), before)
+    assert len(session.sites) == 2
+    assert "ai.onnx::Transpose" not in after.op_counts()
+    given = {**feeds(2, 3, 5), "mask": feeds(2, 1, 5)["mask"]}
+    wide = {**given, "mask": np.repeat(given["mask"], 3, axis=2)}
+    found = run(after, given)
+    np.testing.assert_allclose(found[0], run(as_model(model()), wide)[0], rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize(
