@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import pytest
 from blocks import Block
 from onnx import GraphProto, ModelProto
 
@@ -113,3 +114,21 @@ def fused(result: RunResult) -> int:
 def reasons(result: RunResult) -> list[str]:
     """Why the attention passes did not fire, where they did not."""
     return [item.reason for record in result.report.passes if "attention" in record.name for item in record.rejections]
+
+
+def row_tests(rows: dict[str, tuple[Block, int | str | None]]) -> tuple[Any, Any, Any]:
+    """The tests of a table of blocks, each with what it becomes: parity, what it becomes, and that a second run is idle."""
+
+    @pytest.mark.parametrize("name", rows)
+    def test_parity(name):
+        assert_block_equal(rows[name][0])
+
+    @pytest.mark.parametrize("name", [name for name, (_, expected) in rows.items() if expected is not None])
+    def test_fused(name):
+        assert_fused(*rows[name])
+
+    @pytest.mark.parametrize("name", rows)
+    def test_a_second_run_changes_nothing(name):
+        assert_settled(fused_block(rows[name][0]))
+
+    return test_parity, test_fused, test_a_second_run_changes_nothing

@@ -1,8 +1,7 @@
 """How the heads are split off and merged: spellings of one attention, and look-alikes that move values elsewhere."""
 
-import pytest
 from blocks import Block
-from judging import assert_block_equal, assert_fused, assert_settled, fused_block
+from judging import row_tests
 
 # Each row: a block, and how many attention ops it becomes, or what the reason against it says; None where either is right.
 SPELLINGS = {
@@ -25,16 +24,4 @@ LOOK_ALIKES = {
 ROWS = {**SPELLINGS, **LOOK_ALIKES}
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_parity(name):
-    assert_block_equal(ROWS[name][0])
-
-
-@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
-def test_fused(name):
-    assert_fused(*ROWS[name])
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_second_run_changes_nothing(name):
-    assert_settled(fused_block(ROWS[name][0]))
+test_parity, test_fused, test_a_second_run_changes_nothing = row_tests(ROWS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from blocks import LOWEST, Block
-from judging import assert_block_equal, assert_equal, assert_fused, assert_settled, fused_block
+from judging import assert_equal, fused_block, row_tests
 
 import rewright
 
@@ -75,19 +75,7 @@ CAUSAL = {
 ROWS = {**PADDING, **CAUSAL}
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_parity(name):
-    assert_block_equal(ROWS[name][0])
-
-
-@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
-def test_fused(name):
-    assert_fused(*ROWS[name])
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_second_run_changes_nothing(name):
-    assert_settled(fused_block(ROWS[name][0]))
+test_parity, test_fused, test_a_second_run_changes_nothing = row_tests(ROWS)
 
 
 @pytest.mark.parametrize("numbers", [(-1, 0, 1, 2), (0, 2**32)], ids=["small", "beyond-32-bits"])

@@ -2,7 +2,7 @@
 
 import pytest
 from blocks import Block
-from judging import assert_block_equal, assert_fused, assert_settled, fused_block
+from judging import assert_block_equal, row_tests
 
 # Each row: a block, and how many attention ops it becomes, or what the reason against it says; None where either is right.
 SCALES = {
@@ -55,19 +55,7 @@ PROJECTIONS = {
 ROWS = {**SCALES, **SOFTMAX, **PROJECTIONS}
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_parity(name):
-    assert_block_equal(ROWS[name][0])
-
-
-@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
-def test_fused(name):
-    assert_fused(*ROWS[name])
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_second_run_changes_nothing(name):
-    assert_settled(fused_block(ROWS[name][0]))
+test_parity, test_fused, test_a_second_run_changes_nothing = row_tests(ROWS)
 
 
 @pytest.mark.parametrize("opset", [13, 14, 16, 18, 20, 21, 23])

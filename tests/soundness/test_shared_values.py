@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from blocks import SIZE, Block, D, Graph
-from judging import SHAPES, assert_block_equal, assert_equal, assert_fused, assert_settled, fused_block, optimized, session
+from judging import SHAPES, assert_equal, assert_settled, optimized, row_tests, session
 from onnx import ModelProto, TensorProto, helper
 
 INNER = ("query", "key", "value", "scores", "masked", "probabilities", "context")
@@ -19,19 +19,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_parity(name):
-    assert_block_equal(ROWS[name][0])
-
-
-@pytest.mark.parametrize("name", [name for name, (_, expected) in ROWS.items() if expected is not None])
-def test_fused(name):
-    assert_fused(*ROWS[name])
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_second_run_changes_nothing(name):
-    assert_settled(fused_block(ROWS[name][0]))
+test_parity, test_fused, test_a_second_run_changes_nothing = row_tests(ROWS)
 
 
 def with_output_itself(block: Block, name: str) -> ModelProto:
