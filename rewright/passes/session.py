@@ -60,12 +60,17 @@ class PassSession:
         """Names for new nodes and values."""
         return Names(self.view)
 
-    def ensure_facts(self) -> None:
+    def ensure_facts(self) -> bool:
         """Makes dtypes and shapes known: by the rules of ``rewright.shapes``, and where those leave something open, by onnx's
-        inference, through fused ops by what their contracts say. What is known already is not inferred again."""
+        inference, through fused ops by what their contracts say. What is known already is not inferred again.
+
+        Returns:
+            whether onnx was asked.
+        """
         shapes = shapes_of(self.view)
         shapes.refresh()
-        if shapes.lacks_something and self.view.facts_stale:
+        is_asked = self.view.facts_stale and shapes.lacks_something()
+        if is_asked:
             facts.ensure(self.view, lambda model: lower(model, every=True))
             shapes.revisit()
             shapes.refresh()
@@ -73,6 +78,7 @@ class PassSession:
             note = f"shape inference failed, so that only the exporter's own shapes are known: {self.view.facts_problem}"
             if note not in self.notes:
                 self.notes.append(note)
+        return is_asked
 
     def opset_obstacle(self, version: int) -> str | None:
         """Why the model can not be raised to ``version`` of the standard domain, or None if it can; looked for once."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 import onnx_graphsurgeon as gs
 
 from rewright.model.elements import normal_domain
+from rewright.model.facts import shape_of
 from rewright.model.graph import state_of
 from rewright.model.order import node_has_bodies
 from rewright.model.view import View
@@ -41,7 +42,7 @@ class Shapes(Inference):
     def __init__(self, view: View) -> None:
         super().__init__(0)
         self._view = view
-        self.lacks_something = False
+        self._may_lack = False
         self._not_negative: set[Size] = set()
         self._asked: dict[Size, list[tuple[Any, Any]]] = {}
         self._visited: tuple[Any, Any] | None = None
@@ -77,9 +78,17 @@ class Shapes(Inference):
                 break
             self._settle()
 
+    def lacks_something(self) -> bool:
+        """Whether the rules leave something open."""
+        if self._may_lack:  # what was open when it was visited may be known by now
+            self._may_lack = any(
+                is_open(tensor) for graph in self._view.graphs() for node in graph.nodes for tensor in node.outputs
+            )
+        return self._may_lack
+
     def revisit(self) -> None:
         """Lets every node be visited again; what is known stays."""
-        self.lacks_something = False
+        self._may_lack = False
         for graph in self._view.graphs():
             for node in graph.nodes:
                 node.__dict__["inferred"] = None
@@ -134,14 +143,20 @@ class Shapes(Inference):
             if not tensor.name or not isinstance(tensor, gs.Variable):
                 continue
             if tensor.shape is None or tensor.dtype is None:
-                self.lacks_something = True
-                if normal_domain(node.domain):
-                    self._view.facts_stale = True  # onnx may know it through a function, or through the op's contract
+                self._may_lack = True
+                self._ask_onnx(node)
             elif any(map(is_vague, tensor.shape)):
-                self.lacks_something = True
+                self._may_lack = True
                 self.dims(tensor)
         if improved:
             self._wake(node)
+
+    def _ask_onnx(self, node: Any) -> None:
+        """onnx may know another domain's op through a function, or through its contract; but not twice from the same inputs."""
+        given = [shape_of(tensor) for tensor in node.inputs]
+        if normal_domain(node.domain) and node.__dict__.get("asked") != given:
+            node.__dict__["asked"] = given
+            self._view.facts_stale = True
 
     def _choice(self, node: Any) -> bool:
         """If: the dimensions that both branches give, or those of the branch that is always taken."""
@@ -202,6 +217,13 @@ class Shapes(Inference):
                     self._wake(node)
 
 
+def is_open(tensor: Any) -> bool:
+    """Whether something about a computed value is not known."""
+    if not tensor.name or not isinstance(tensor, gs.Variable):
+        return False
+    return tensor.shape is None or tensor.dtype is None or any(map(is_vague, tensor.shape))
+
+
 def forget(view: View) -> None:
     """Lets everything be inferred anew, after edits that may have changed what values mean."""
     view.shapes = None
@@ -210,6 +232,7 @@ def forget(view: View) -> None:
         returned = {id(tensor) for tensor in graph.outputs}
         for node in graph.nodes:
             node.__dict__.pop("inferred", None)
+            node.__dict__.pop("asked", None)
             for tensor in (*node.inputs, *node.outputs):
                 tensor.__dict__.pop("items", None)
             for tensor in node.outputs:

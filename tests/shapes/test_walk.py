@@ -35,6 +35,12 @@ def test_a_level_on_a_known_model_needs_no_inference_of_the_whole(monkeypatch):
     assert not calls
 
 
+def test_onnx_is_asked_once_about_an_op_that_it_does_not_know():
+    text = TEXT.replace('"" : 17', '"" : 17, "acme" : 1').replace("Relu(z)", "acme.Frob(z)")
+    session = PassSession(DeadCode(), load(parser.parse_model(text)))
+    assert [session.ensure_facts() for _ in range(3)] == [True, False, False]
+
+
 def test_new_nodes_and_what_reads_them_are_inferred():
     session = PassSession(DeadCode(), load(parser.parse_model(TEXT)))
     session.ensure_facts()

@@ -21,6 +21,7 @@ from rewright.passes.cleanup.evaluation import EvaluationError, Evaluator
 from rewright.passes.cleanup.shape_numbers import fold_numbers
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
+from rewright.shapes.walk import shapes_of
 
 _NEVER: Final = {
     "RandomNormal": "it is random",
@@ -126,12 +127,15 @@ class _Folding:
         return any(node.op in ("Shape", "Size") or self._all_constant(node, {}) for graph in self._graphs for node in graph.nodes)
 
     def fold(self) -> None:
-        """Folds until nothing is left: results may be shapes, and may tell the sizes that further nodes wait for."""
+        """Folds until nothing is left: results may be shapes, and may tell the sizes that further nodes wait for.
+
+        onnx is asked last, when folding has made known what the rules can find.
+        """
         evaluator = Evaluator(self._session.view)
         while True:
-            self._session.ensure_facts()
+            shapes_of(self._session.view).refresh()
             fold_numbers(self._session)
-            if not self._fold_region(evaluator):
+            if not self._fold_region(evaluator) and not self._session.ensure_facts():
                 return
 
     def _fold_region(self, evaluator: Evaluator) -> list[Any]:
