@@ -13,6 +13,7 @@ from rewright.model.graph import state_of
 from rewright.model.names import scope_of
 from rewright.model.order import node_has_bodies
 from rewright.passes.cleanup.bypass import bypass, remove_unused, take_out
+from rewright.passes.cleanup.equal_sizes import merge_equal_sizes
 from rewright.passes.cleanup.shape_numbers import fold_numbers
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
@@ -42,7 +43,14 @@ class ShapeSimplification(GraphPass):
     5. Expand to dimensions that the value has goes; so does Slice from 0 to the dimension's own end, and Where of which the
        condition is known throughout and the chosen value has the result's dimensions.
     6. An integer or boolean vector that is wholly known becomes an initializer.
-    7. Arithmetic that nothing uses after that goes with its last consumer.
+    7. Scalars and vectors of int64 whose elements are all known and equal are computed once: later ones, those in branches of If
+       included, read the first one, unless that one takes more nodes and would go itself. Bodies of loops are left alone. Only
+       names that the model's inputs give, or that are made up here, show that sizes are equal: what a model merely declares of a
+       computed value may be wrong.
+    8. Arithmetic that nothing uses after that goes with its last consumer.
+
+    As in all of this, the dimensions of a Reshape with a computed target are those that the target says, which holds for tensors
+    that have elements.
 
     Outputs of a graph keep their names and producers. Functions are left alone (inline them first), and so are models below IR
     version 4, whose signature new initializers would change.
@@ -60,6 +68,8 @@ class ShapeSimplification(GraphPass):
         simplifier = _Simplifier(session)
         simplifier.graph(view.graph)
         fold_numbers(session)
+        session.editor.finish()
+        merge_equal_sizes(session)
         session.editor.finish()
         simplifier.collapse(view.graph)
         simplifier.report()

@@ -111,7 +111,8 @@ def test_dimensions_that_only_agree_by_number_are_not_equal():
     body = TORCHSCRIPT.replace("Shape(x)", "Shape(z)")
     before = model(body, inputs="float[b,s,32] x, float[p,q,32] z")
     session, after = run_pass(ShapeSimplification(), before)
-    assert not session.sites
+    assert [site.ops_removed for site in session.sites] == [("Shape",)]  # the second of z
+    assert targets(after) == [None]
     parity(before, after, {"x": data(2, 3, 32), "z": data(3, 2, 32)})
 
 
@@ -254,7 +255,7 @@ def test_outputs_keep_their_producers():
     before = model("y = Shape(x)", "", "float[2,3] x", "int64[2] y")
     session, _ = run_pass(ShapeSimplification(), before)
     assert not session.sites
-    kept = ["Shape", "Gather", "Unsqueeze", "Shape", "Gather", "Unsqueeze", "Concat", "Reshape"]
+    kept = ["Shape", "Gather", "Unsqueeze", "Gather", "Unsqueeze", "Concat", "Reshape"]
     _, after = simplified(model(TORCHSCRIPT, output="float[?,?,?,?] y, int64[4] t"), kept, ((2, 3, 32),))
     assert targets(after) == [[0, 0, 4, 8]]
 
