@@ -14,8 +14,9 @@ from rewright.model.elements import Constant, Opaque, WeightRef, normal_domain, 
 from rewright.model.errors import PassError
 from rewright.model.graph import GraphState, state_of, walk_bodies
 from rewright.model.order import node_has_bodies, stable_order
+from rewright.model.tensors import tensor_proto
 from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING, DerivedDim, View
-from rewright.model.weights import STUB_THRESHOLD, Slice, WeightFiles, make_stub
+from rewright.model.weights import WeightFiles
 
 
 def export(view: View) -> Model:
@@ -310,16 +311,6 @@ def _agrees(tensor: Any, value: ValueInfoProto, declared: bool = False) -> bool:
     return True
 
 
-def _as_exported(constant: Any) -> np.ndarray[Any, Any]:
-    """The values in the type that graphsurgeon's ``export_dtype`` asks for, else their own."""
-    values: np.ndarray[Any, Any] = constant._values
-    wanted = getattr(constant, "_export_dtype", None)
-    if wanted is None:
-        return values
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(wanted) if isinstance(wanted, int) else np.dtype(wanted)
-    return values.astype(dtype, copy=False)
-
-
 def _value_info(tensor: Any) -> ValueInfoProto:
     value = ValueInfoProto(name=tensor.name)
     if tensor.dtype is None:
@@ -335,33 +326,6 @@ def _value_info(tensor: Any) -> ValueInfoProto:
             elif isinstance(dim, str) and not dim.startswith("unk__"):
                 entry.dim_param = dim
     return value
-
-
-def tensor_proto(constant: Any, files: WeightFiles) -> TensorProto:
-    """The constant as a tensor of that name: the very message that was read if nothing changed, a stub where it is large.
-
-    Made once for each array: large arrays go to the spill file of ``files``.
-    """
-    held = constant._values
-    if isinstance(held, gs.ir.tensor.LazyValues):
-        if held.tensor.name == constant.name:
-            return cast(TensorProto, held.tensor)
-        renamed = TensorProto()
-        renamed.CopyFrom(held.tensor)
-        renamed.name = constant.name
-        return renamed
-    cached: tuple[Any, TensorProto] | None = getattr(constant, "_exported", None)
-    if cached is None or cached[0] is not held or cached[1].name != constant.name:
-        cached = (held, _encoded(constant.name, _as_exported(constant), files))
-        constant._exported = cached
-    return cached[1]
-
-
-def _encoded(name: str, values: np.ndarray[Any, Any], files: WeightFiles) -> TensorProto:
-    tensor: TensorProto = onnx.numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
-    if len(tensor.raw_data) < STUB_THRESHOLD:
-        return tensor
-    return make_stub(tensor, files.spill(tensor.raw_data))
 
 
 def _said(node: Any) -> tuple[Any, ...]:
@@ -388,9 +352,3 @@ def _shell(state: GraphState, source: GraphProto) -> GraphProto:
         for name in _REBUILT_GRAPH_FIELDS:
             state.shell.ClearField(name)
     return state.shell
-
-
-def weight_slice(constant: Any) -> Slice | None:
-    """Where an untouched constant's bytes lie, or None if they are inline or were replaced."""
-    held = constant._values
-    return held.place if isinstance(held, WeightRef) else None

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
+import onnx_graphsurgeon as gs
+
 from rewright.model import facts, opsets
 from rewright.model.carrier import Model
 from rewright.model.edit import Editor
 from rewright.model.names import Names
+from rewright.model.tensors import spill
 from rewright.model.view import MADE_UP_SYMBOL, View
 from rewright.ops.lowering import lower
 from rewright.ops.targets import typed_by, unsupported
@@ -91,7 +94,10 @@ class PassSession:
         self.rejections.append(Rejection(label(node), _without_made_up_names(reason)))
 
     def record(self, graph: Any, removed: Sequence[Any], added: Sequence[Any]) -> Site:
-        """Records a site and stamps the added nodes with the pass's name and what they replace."""
+        """Records a site and stamps the added nodes with the pass's name and what they replace.
+
+        Large constants that the added nodes read are moved to the spill file, so that memory holds those of one site at most.
+        """
         site = Site(
             id=f"{self.current.name}#{len(self.sites)}",
             graph=graph.name or "",
@@ -101,6 +107,9 @@ class PassSession:
             ops_added=tuple(map(op_key, added)),
         )
         for node in added:
+            for tensor in node.inputs:
+                if isinstance(tensor, gs.Constant):
+                    spill(tensor, self.view.model.files)
             node.metadata = {"rewright.pass": self.current.name, "rewright.replaces": ", ".join(site.removed)}
         self.sites.append(site)
         return site

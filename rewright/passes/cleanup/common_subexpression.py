@@ -8,9 +8,9 @@ import onnx_graphsurgeon as gs
 
 from rewright.model.edit import domain_of
 from rewright.model.elements import WeightRef
-from rewright.model.export import weight_slice
 from rewright.model.graph import state_of
 from rewright.model.order import node_has_bodies
+from rewright.model.tensors import weight_slice
 from rewright.passes.cleanup.attributes import attribute_protos
 from rewright.passes.cleanup.bypass import share_facts
 from rewright.passes.graph_pass import GraphPass

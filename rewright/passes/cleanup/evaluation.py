@@ -13,8 +13,8 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from rewright.model.carrier import Model
 from rewright.model.elements import WeightRef
-from rewright.model.export import tensor_proto
 from rewright.model.facts import dtype_of
+from rewright.model.tensors import tensor_proto
 from rewright.model.view import View
 from rewright.model.weights import STUB_THRESHOLD, Slice, make_stub
 from rewright.passes.cleanup.attributes import attribute_protos
