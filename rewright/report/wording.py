@@ -127,11 +127,6 @@ def is_one_op_already(fate: Fate) -> bool:
     return fate.outcome == "left" and not fate.reason and fate.op not in _PARTS
 
 
-def kept_sites(record: PassReport) -> int:
-    """How many sites of a pass are in the result."""
-    return sum(site.status == "kept" for site in record.sites)
-
-
 def verdict_sentence(report: Report) -> str:
     """One sentence that ends every rendering."""
     return f"{VERDICTS[report.verdict]} {report.reason}".strip()

@@ -7,13 +7,14 @@ from typing import Any
 
 from pydantic import Field
 
-from rewright.model.edit import domain_of
-from rewright.model.facts import attribute, producer
+from rewright.model.edit import domain_of, index_of
+from rewright.model.facts import attribute
 from rewright.model.names import scope_of
 from rewright.passes.attention.axes import Unproven, number
 from rewright.passes.attention.reach import out_of_reach
 from rewright.passes.attention.recognition import Attention, recognise
 from rewright.passes.attention.writing import Shared, Writer
+from rewright.passes.cleanup.bypass import remove_unused, take_out
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 from rewright.pattern.builder import Builder
@@ -103,17 +104,11 @@ class AttentionPass(GraphPass):
 
 def put_in_place(session: PassSession, graph: Any, old: Any, new: Value, builder: Builder) -> None:
     """Lets ``new``, an output of the last node that ``builder`` made, stand for ``old``; what only ``old`` needed goes."""
-    editor = session.editor
-    root = old.inputs[0]
-    editor.insert(builder.nodes, at=root)
-    feeders = [feeder for tensor in root.inputs if (feeder := producer(tensor)) is not None]
-    editor.remove(root)
-    last = builder.nodes[-1]
-    editor.take_output(old, last, next(index for index, tensor in enumerate(last.outputs) if tensor is new.tensor))
-    unused = (
-        node for node in feeders if getattr(node, "alive", True) and not any(editor.is_used(tensor) for tensor in node.outputs)
-    )
-    session.record(graph, [root, *editor.remove_with_dead_producers(unused)], builder.nodes)
+    root, last = old.inputs[0], builder.nodes[-1]
+    session.editor.insert(builder.nodes, at=root)
+    feeders = take_out(session, root)
+    session.editor.take_output(old, last, index_of(last.outputs, new.tensor))
+    session.record(graph, [root, *remove_unused(session, feeders)], builder.nodes)
 
 
 def _at(where: Any, softmax: Any) -> str:

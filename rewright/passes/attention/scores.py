@@ -14,6 +14,7 @@ from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, 
 from rewright.passes.attention.axes import Axes, Layout, Unproven
 from rewright.passes.attention.products import Product, is_product, product_above
 from rewright.passes.attention.steps import broadcast, over, upwards
+from rewright.pattern.values import NodeRef
 
 _LONGEST: Final = 16
 _MOST_FACTORS: Final = 1 << 12
@@ -248,21 +249,12 @@ def _highest(tensor: Any, scores: Any, rank: int) -> Any | None:
     """The node that takes the highest value of each row of ``scores``, if ``tensor`` holds those."""
     node = producer(tensor)
     kept = 1
-    if node is not None and node.op == "Unsqueeze" and _integers(node, "axes", 1) in ([-1], [rank - 1]):
+    if node is not None and node.op == "Unsqueeze" and NodeRef(node).ints("axes", 1) in ([-1], [rank - 1]):
         node, kept = producer(node.inputs[0]), 0
     if node is None or node.op != "ReduceMax" or domain_of(node) or node.inputs[0] is not scores:
         return None
-    last = _integers(node, "axes", 1) in ([-1], [rank - 1])
+    last = NodeRef(node).ints("axes", 1) in ([-1], [rank - 1])
     return node if last and attribute(node, "keepdims", 1) == kept else None
-
-
-def _integers(node: Any, name: str, index: int) -> list[int] | None:
-    """Integers given as an attribute or, in later opsets, as a constant input."""
-    found = attribute(node, name)
-    if found is None and len(node.inputs) > index and is_small_constant(node.inputs[index], 8):
-        value = constant_of(node.inputs[index])
-        found = None if value is None else value.reshape(-1).tolist()
-    return None if found is None else [int(item) for item in found]
 
 
 def _masked_product(product: Any, added: Any) -> tuple[Any, Any, float] | None:
