@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from rewright.passes.graph_pass import graph_pass as graph_pass
     from rewright.passes.pattern_pass import Match as Match
     from rewright.passes.pattern_pass import PatternPass as PatternPass
+    from rewright.passes.session import PassSession as PassSession
+    from rewright.pattern.values import Value as Value
     from rewright.registry.catalog import Catalog as Catalog
     from rewright.registry.hookspecs import hookimpl as hookimpl
     from rewright.report.model import Report as Report
@@ -52,12 +54,14 @@ _HOMES = {
     "ModelPass": "rewright.passes.graph_pass",
     "Pass": "rewright.passes.contract",
     "PassError": "rewright.model.errors",
+    "PassSession": "rewright.passes.session",
     "PatternPass": "rewright.passes.pattern_pass",
     "PluginError": "rewright.model.errors",
     "Report": "rewright.report.model",
     "RewrightError": "rewright.model.errors",
     "RunResult": "rewright.run",
     "UsageError": "rewright.model.errors",
+    "Value": "rewright.pattern.values",
     "explain": "rewright.api",
     "graph_pass": "rewright.passes.graph_pass",
     "hookimpl": "rewright.registry.hookspecs",
@@ -77,12 +81,14 @@ __all__ = [
     "ModelPass",
     "Pass",
     "PassError",
+    "PassSession",
     "PatternPass",
     "PluginError",
     "Report",
     "RewrightError",
     "RunResult",
     "UsageError",
+    "Value",
     "__version__",
     "explain",
     "graph_pass",

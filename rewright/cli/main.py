@@ -18,6 +18,7 @@ from rewright.cli.compare import verify
 from rewright.cli.explain import explain
 from rewright.cli.failures import INTERRUPTED, UNUSABLE, abandon_output, guarded, status_of, status_of_usage
 from rewright.cli.listings import chains, passes, plugins
+from rewright.cli.new_plugin import new_plugin
 from rewright.cli.optimize import optimize
 from rewright.cli.reproduce import reproduce
 
@@ -74,5 +75,5 @@ def _start(
     return 0
 
 
-for _command in (optimize, verify, explain, passes, chains, plugins, reproduce):
+for _command in (optimize, verify, explain, passes, chains, plugins, new_plugin, reproduce):
     app.command()(guarded(_command))
