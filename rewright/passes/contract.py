@@ -33,6 +33,7 @@ class Site:
         removed: names of the removed nodes (their first output where they have no name).
         added: names of the added nodes.
         ops_removed, ops_added: their ops, as "MatMul" or "com.microsoft::Gelu".
+        values: names of values that they make, as far as known: nodes need have no name, or one of their own.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Site:
     added: tuple[str, ...]
     ops_removed: tuple[str, ...] = ()
     ops_added: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def record_difference(session: PassSession, after: Model) -> Site | None:
         added=tuple(entry[1] for entry in added),
         ops_removed=tuple(entry[0] for entry in removed),
         ops_added=tuple(entry[0] for entry in added),
+        values=tuple(name for entry in (*removed, *added) for name in entry[3] if name),
     )
     session.sites.append(site)
     return site

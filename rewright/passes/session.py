@@ -105,6 +105,7 @@ class PassSession:
             added=tuple(map(label, added)),
             ops_removed=tuple(map(op_key, removed)),
             ops_added=tuple(map(op_key, added)),
+            values=tuple(tensor.name for node in (*removed, *added) for tensor in node.outputs if tensor.name),
         )
         for node in added:
             for tensor in node.inputs:

@@ -1,0 +1,119 @@
+"""The model after a pass with some of its regions undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from onnx import ModelProto, NodeProto
+
+from rewright.model.carrier import Model
+from rewright.model.elements import normal_domain
+from rewright.model.regions import GraphIndex, Region, changed_constants, changed_functions, functions_of, reads
+
+
+def mixture(before: GraphIndex, after: GraphIndex, undone: Collection[Region]) -> Model | None:
+    """The model after a pass with some of its regions undone; None if the rest cannot do without them.
+
+    Opset imports are those of the model after. What the kept regions read of the undone ones stays.
+    """
+    return _Mixture(before, after, undone).model()
+
+
+class _Mixture:
+    def __init__(self, before: GraphIndex, after: GraphIndex, undone: Collection[Region]) -> None:
+        self.before, self.after = before, after
+        self._old = {name for region in undone for node in region.removed for name in node.output if name}
+        self._dropped = {after.producer[name] for region in undone for node in region.added for name in node.output if name}
+        self._ordered: list[NodeProto] = []
+        self._done: set[tuple[bool, int]] = set()
+
+    def model(self) -> Model | None:
+        wanted = [
+            (False, index) if index not in self._dropped and not any(name in self._old for name in node.output) else None
+            for index, node in enumerate(self.after.nodes)
+        ]
+        keys = [key for key in wanted if key is not None]
+        keys += [key for name in self.after.outputs if (key := self._maker(name)) is not None]
+        for key in keys:
+            if not self._place(key):
+                return None
+        names = [name for node in self._ordered for name in node.output if name]
+        if len(names) != len(set(names)):
+            return None
+        return self._assemble()
+
+    def _maker(self, name: str) -> tuple[bool, int] | None:
+        """Who makes a value in the mixture: (whether it is the model before, index)."""
+        if name in self._old:
+            return True, self.before.producer[name]
+        if name in self.after.producer:
+            return False, self.after.producer[name]
+        if name in self.after.constants or name in self.after.inputs or name not in self.before.producer:
+            return None
+        return True, self.before.producer[name]
+
+    def _place(self, start: tuple[bool, int]) -> bool:
+        """Appends a node after what it needs; False if the two models together form a cycle."""
+        pending = [start]
+        entered: set[tuple[bool, int]] = set()
+        while pending:
+            key = pending[-1]
+            if key in self._done:
+                pending.pop()
+                continue
+            node = self._node(key)
+            needed = [maker for name in reads(node) if (maker := self._maker(name)) is not None and maker not in self._done]
+            if not needed:
+                self._done.add(key)
+                self._ordered.append(node)
+                pending.pop()
+            elif key in entered:
+                return False
+            else:
+                entered.add(key)
+                pending.extend(reversed(needed))
+        return True
+
+    def _node(self, key: tuple[bool, int]) -> NodeProto:
+        is_old, index = key
+        return (self.before if is_old else self.after).nodes[index]
+
+    def _assemble(self) -> Model | None:
+        source, old = self.after.model.proto, self.before.model.proto
+        restored = [self.before.nodes[index] for is_old, index in self._done if is_old]
+        lost = changed_constants(self.before, self.after)
+        if lost and any(name in lost for node in restored for name in reads(node)):
+            return None
+        calls = {(normal_domain(node.domain), node.op_type) for node in restored}
+        functions = functions_of(old)
+        if any(key in functions for key in calls & changed_functions(old, source)):
+            return None
+        proto = ModelProto()
+        proto.CopyFrom(source)
+        del proto.graph.node[:]
+        proto.graph.node.extend(self._ordered)
+        read = {name for node in self._ordered for name in reads(node)} | set(self.after.outputs)
+        missing = [name for name in read if name not in self.after.constants and name in self.before.constants]
+        proto.graph.initializer.extend(self.before.constants[name] for name in sorted(missing) if name not in self.after.producer)
+        made = {name for node in self._ordered for name in node.output}
+        _keep(proto.graph.initializer, lambda tensor: tensor.name not in made)  # folded by a region that is undone
+        described = {value.name for value in proto.graph.value_info}
+        proto.graph.value_info.extend(
+            value for value in old.graph.value_info if value.name in made and value.name not in described
+        )
+        imported = {normal_domain(entry.domain) for entry in proto.opset_import}
+        used = {normal_domain(node.domain) for node in restored}
+        proto.opset_import.extend(
+            entry
+            for entry in old.opset_import
+            if normal_domain(entry.domain) in used and normal_domain(entry.domain) not in imported
+        )
+        return self.after.model.with_proto(proto)
+
+
+def _keep(items: Any, is_kept: Callable[[Any], bool]) -> None:
+    kept = [item for item in items if is_kept(item)]
+    if len(kept) < len(items):
+        del items[:]
+        items.extend(kept)
