@@ -1,0 +1,160 @@
+"""Small models made of parts of a large one, whose weights they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
+
+from rewright.model.carrier import Model, bodies
+from rewright.model.regions import GraphIndex, reads
+from rewright.verify.sites.section import Side
+
+_FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """One side of a section inside an assembled model, whose values carry the prefix there."""
+
+    side: Side
+    outputs: tuple[str, ...]
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Parts beside each other in one model; ``outputs`` has, for each part, its outputs' names there, in order."""
+
+    model: Model
+    parts: tuple[Part, ...]
+    outputs: tuple[tuple[str, ...], ...]
+
+
+def assemble(parts: Sequence[Part], types: Mapping[str, int]) -> Assembly:
+    """One model that holds all parts. Its inputs are those of the parts, under their prefixes.
+
+    Args:
+        parts: sides of one and the same model.
+        types: ``TensorProto.DataType`` of each boundary value, by its name in that model.
+    """
+    index = parts[0].side.index
+    graph = GraphProto(name="sites")
+    constants: dict[str, None] = {}
+    outputs = []
+    for part in parts:
+        constants.update(dict.fromkeys(part.side.constants))
+        graph.input.extend(
+            helper.make_tensor_value_info(part.prefix + name, types[name], None) for name in part.side.inputs if name in types
+        )
+        nodes = part.side.nodes
+        fixed = set(part.side.constants)
+        graph.node.extend(prefixed(node, part.prefix, fixed) for node in nodes)
+        made = {name for node in nodes for name in node.output}
+        names = tuple(part.prefix + name if name in made else f"{part.prefix}{name}//given" for name in part.outputs)
+        for name, target in zip(part.outputs, names, strict=True):
+            if name not in made:  # folded into a constant, or the same as an input
+                source = name if name in fixed else part.prefix + name
+                graph.node.append(helper.make_node("Identity", [source], [target], name=target))
+        outputs.append(names)
+    graph.output.extend(ValueInfoProto(name=name) for names in outputs for name in names)
+    graph.initializer.extend(index.constants[name] for name in constants)
+    return Assembly(_model(index, graph), tuple(parts), tuple(outputs))
+
+
+def prefixed(node: NodeProto, prefix: str, constants: set[str]) -> NodeProto:
+    """A copy of the node whose values, those that its bodies capture included, carry the prefix; constants keep their names."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.name = prefix + node.name if node.name else ""
+    for names in (copy.input, copy.output):
+        for position, name in enumerate(names):
+            if name and name not in constants:
+                names[position] = prefix + name
+    if node.attribute and next(bodies(node), None) is not None:
+        captured = {name: prefix + name for name in reads(node) if name not in constants}
+        for body in bodies(copy):
+            _rename_captured(body, captured)
+    return copy
+
+
+def _rename_captured(body: GraphProto, names: Mapping[str, str]) -> None:
+    own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+    own.update(name for node in body.node for name in node.output)
+    names = {name: new for name, new in names.items() if name not in own}
+    for node in body.node:
+        for position, name in enumerate(node.input):
+            if name in names:
+                node.input[position] = names[name]
+        for inner in bodies(node):
+            _rename_captured(inner, names)
+    for value in body.output:
+        if value.name in names:
+            # a body gives values of its own only
+            body.node.append(helper.make_node("Identity", [names[value.name]], [value.name]))
+
+
+def slice_to(index: GraphIndex, wanted: Iterable[str], given: Mapping[str, int]) -> tuple[Model, list[str]]:
+    """The part of a model that makes some values of others; returns it with the graph inputs that it still needs.
+
+    Args:
+        index: the model.
+        wanted: values to make.
+        given: values that are known, with their types; nothing above them is taken.
+    """
+    numbers: set[int] = set()
+    needed, inputs = list(wanted), dict[str, None]()
+    targets = list(needed)
+    seen = set(needed)
+    while needed:
+        name = needed.pop()
+        number = index.producer.get(name)
+        if name in given:
+            inputs[name] = None
+        elif number is not None:
+            if number not in numbers:
+                numbers.add(number)
+                fresh = [read for read in reads(index.nodes[number]) if read not in seen]
+                seen.update(fresh)
+                needed.extend(fresh)
+        elif name not in index.constants:
+            inputs[name] = None
+    graph = GraphProto(name="slice")
+    graph.node.extend(_without_outputs(index.nodes[number], inputs) for number in sorted(numbers))
+    declared = {value.name: value for value in index.model.proto.graph.input}
+    for name in inputs:
+        graph.input.append(declared[name] if name in declared else helper.make_tensor_value_info(name, given[name], None))
+    graph.initializer.extend(index.constants[name] for name in sorted(seen & index.constants.keys()) if name not in inputs)
+    graph.output.extend(ValueInfoProto(name=name) for name in targets)
+    return _model(index, graph), list(inputs)
+
+
+def _without_outputs(node: NodeProto, given: Iterable[str]) -> NodeProto:
+    """The node; where one of its outputs is given already, a copy that makes it under another name."""
+    again = set(node.output).intersection(given)
+    if not again:
+        return node
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    for position, name in enumerate(node.output):
+        if name in again:
+            copy.output[position] = f"{name}//again"
+    return copy
+
+
+def _model(index: GraphIndex, graph: GraphProto) -> Model:
+    source = index.model.proto
+    proto = ModelProto(ir_version=max(source.ir_version, _FIRST_IR_WITH_PLAIN_INITIALIZERS), graph=graph)
+    proto.opset_import.extend(source.opset_import)
+    proto.functions.extend(source.functions)
+    return index.model.with_proto(proto)
+
+
+def element_type(array: np.ndarray) -> int:
+    """``TensorProto.DataType`` of an array's elements."""
+    if array.dtype.kind in "OUST":
+        return onnx.TensorProto.STRING
+    return int(helper.np_dtype_to_tensor_dtype(array.dtype))

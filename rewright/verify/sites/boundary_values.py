@@ -1,0 +1,106 @@
+"""Values for the boundary of a section: those that occurred in runs of the model, and harder ones made of them.
+
+Each kind shows faults that others hide: rows of low variance a wrong epsilon, large offsets a mean that is not subtracted,
+numbers of many scales a wrong scale, a shifted mask one that was dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from zlib import crc32
+
+import numpy as np
+
+from rewright.verify.inputs import LARGE, LOW_VARIANCE_DEVIATION, LOW_VARIANCE_OFFSET, TINY
+from rewright.verify.tolerance import is_floating
+
+Arrays = Mapping[str, np.ndarray]
+Maker = Callable[[tuple[int, ...], np.random.Generator], np.ndarray]
+
+_OFFSET: Final = 8.0
+_MASKED_BELOW: Final = -1e3
+
+
+@dataclass(frozen=True)
+class BoundarySet:
+    """One value for each boundary input of a section.
+
+    Attributes:
+        name: how reports refer to it.
+        arrays: by value name.
+        origin: number of the input set that it was captured from, or made of.
+        is_captured: whether it is as it occurred.
+    """
+
+    name: str
+    arrays: Arrays = field(repr=False)
+    origin: int
+    is_captured: bool
+
+
+def _rows(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Each row along the last axis has a scale of its own, from 0.001 to 30."""
+    scales = 10.0 ** rng.uniform(np.log10(TINY), np.log10(LARGE), (*shape[:-1], 1) if shape else ())
+    return np.asarray(scales * rng.standard_normal(shape))
+
+
+_FLOATS: Final[dict[str, Maker]] = {
+    "normal": lambda shape, rng: rng.standard_normal(shape),
+    "low variance": lambda shape, rng: LOW_VARIANCE_OFFSET + LOW_VARIANCE_DEVIATION * rng.standard_normal(shape),
+    "large offset": lambda shape, rng: _OFFSET + rng.standard_normal(shape),
+    "large": lambda shape, rng: LARGE * rng.standard_normal(shape),
+    "tiny": lambda shape, rng: TINY * rng.standard_normal(shape),
+    "rows of different scale": _rows,
+    "heavy-tailed": lambda shape, rng: np.clip(rng.standard_t(2.0, shape), -LARGE, LARGE),
+    "zeros": lambda shape, rng: np.zeros(shape),
+}
+
+
+def boundary_sets(captured: Sequence[tuple[int, Arrays]], free: tuple[str, ...], seed: int = 0) -> Iterator[BoundarySet]:
+    """The captured sets, then those with made-up numbers in place of the free values, then those with other masks.
+
+    Args:
+        captured: values by name, with the number of the input set that they occurred in; at least one.
+        free: names of values that can be any floating-point number.
+        seed: of the made numbers; the same for the same seed on every machine.
+    """
+    for number, arrays in captured:
+        yield BoundarySet(f"captured from input set {number}", arrays, number, True)
+    number, base = _telling(captured)
+    floats = [name for name in free if name in base and is_floating(base[name].dtype) and base[name].size]
+    for kind, make in _FLOATS.items() if floats else ():
+        made = {
+            name: make(base[name].shape, np.random.default_rng([seed, crc32(kind.encode()), position])).astype(base[name].dtype)
+            for position, name in enumerate(floats)
+        }
+        yield BoundarySet(kind, {**base, **made}, number, False)
+    masks = [name for name, array in base.items() if name not in floats and _is_mask(array)]
+    for shift in (1, 2) if masks else ():
+        moved = {name: np.roll(base[name], shift, axis=-1) for name in masks}
+        normal = {
+            name: np.random.default_rng([seed, shift, position]).standard_normal(base[name].shape).astype(base[name].dtype)
+            for position, name in enumerate(floats)
+        }
+        yield BoundarySet(f"masks moved by {shift}", {**base, **normal, **moved}, number, False)
+
+
+def _telling(captured: Sequence[tuple[int, Arrays]]) -> tuple[int, Arrays]:
+    """The captured set with a mask that masks something, else the first."""
+    for number, arrays in captured:
+        if any(_is_mask(array) for array in arrays.values()):
+            return number, arrays
+    return captured[0]
+
+
+def _is_mask(array: np.ndarray) -> bool:
+    """Whether an array looks like a mask of keys: two different values, one of which lets pass."""
+    if array.ndim < 2 or array.shape[-1] < 2 or array.size > 2**22:
+        return False
+    values = np.unique(array)
+    if len(values) != 2:
+        return False
+    if array.dtype == np.bool_ or array.dtype.kind in "iu":
+        return bool(values[0] == 0 and values[1] == 1)
+    return bool(is_floating(array.dtype) and values[1] == 0 and values[0] <= _MASKED_BELOW)

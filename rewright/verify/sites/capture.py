@@ -1,0 +1,58 @@
+"""The values around sites, from runs of the model: only what makes them is run, from values that are known already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from rewright.model.carrier import Model
+from rewright.model.regions import GraphIndex
+from rewright.verify.inputs import InputSet
+from rewright.verify.process import SessionError, SessionWorker, first_line
+from rewright.verify.sites.assembly import element_type, slice_to
+
+
+class Capture:
+    """Values by name, for each input set. A value keeps its name and its meaning from pass to pass, so that it is run once."""
+
+    def __init__(self, input_sets: Sequence[InputSet], worker: SessionWorker, lower: Callable[[Model], Model] | None) -> None:
+        self.input_sets = input_sets
+        self._worker = worker
+        self._lower = lower
+        self._values: list[dict[str, np.ndarray]] = [dict(input_set.arrays) for input_set in input_sets]
+        self.problem = ""
+
+    def forget(self, *models: GraphIndex) -> None:
+        """Drops values that none of the models has: their names may be given to others."""
+        for values in self._values:
+            for name in [name for name in values if not any(index.knows(name) for index in models)]:
+                del values[name]
+
+    def get(self, names: Iterable[str]) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """The sets in which all of these values are known, with their numbers."""
+        wanted = list(names)
+        return [
+            (number, {name: values[name] for name in wanted})
+            for number, values in enumerate(self._values)
+            if all(name in values for name in wanted)
+        ]
+
+    def add(self, index: GraphIndex, names: Iterable[str]) -> None:
+        """Runs what makes these values; sets on which that fails stay without them."""
+        missing = [name for name in dict.fromkeys(names) if any(name not in values for values in self._values)]
+        if not missing or not self._values:
+            return
+        known = set.intersection(*(set(values) for values in self._values)) - set(missing)
+        types = {name: element_type(self._values[0][name]) for name in known}
+        model, inputs = slice_to(index, missing, types)
+        feeds = [{name: values[name] for name in inputs if name in values} for values in self._values]
+        lowered = self._lower(model) if self._lower is not None else model
+        try:
+            run = self._worker.run(lowered, feeds)
+        except SessionError as error:
+            self.problem = first_line(error.message)
+            return
+        for values, result in zip(self._values, run.results, strict=True):
+            self.problem = first_line(result.error) or self.problem
+            values.update(result.outputs)

@@ -1,0 +1,218 @@
+"""The site gate: finds what a pass changed, and runs each changed region by itself, before and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from rewright.model.carrier import Model
+from rewright.model.regions import ClaimedSite, GraphIndex, Region, regions
+from rewright.passes.contract import Exactness
+from rewright.verify.comparison import QuantizationBudget
+from rewright.verify.inputs import InputSet
+from rewright.verify.process import SessionWorker
+from rewright.verify.sites.assembly import element_type
+from rewright.verify.sites.boundary_values import BoundarySet, boundary_sets
+from rewright.verify.sites.capture import Capture
+from rewright.verify.sites.double import DoubleEvaluator
+from rewright.verify.sites.evidence import RegionEvidence, SiteParityEvidence
+from rewright.verify.sites.judgement import Judgement, judge, without_padded_rows
+from rewright.verify.sites.ranges import FreeValues, free_inputs
+from rewright.verify.sites.running import Case, SideRun, run_side
+from rewright.verify.sites.section import Section, make_section
+
+_MOST_CAPTURED: Final = 4
+_LARGEST_SET: Final = 2**26
+"""Bytes of boundary values in one set; larger ones are left out where there are smaller ones."""
+
+
+@dataclass
+class CheckedRegion:
+    """A region with what was found out about it."""
+
+    region: Region
+    evidence: RegionEvidence
+
+
+@dataclass
+class SiteCheck:
+    """What the gate says of one pass, region by region."""
+
+    before: GraphIndex
+    after: GraphIndex
+    regions: list[CheckedRegion] = field(default_factory=list)
+    evidence: SiteParityEvidence = field(default_factory=lambda: SiteParityEvidence(status="not-run"))
+
+    @property
+    def failing(self) -> list[Region]:
+        """The regions that do not give what they gave before."""
+        return [checked.region for checked in self.regions if checked.evidence.status == "failed"]
+
+
+class SiteGate:
+    """Checks the regions that passes change, one pass after the other.
+
+    Args:
+        original: the model before the first pass; tells which inputs hold plain numbers.
+        input_sets: what the values around sites are captured from.
+        worker: the process that runs the small models.
+        lower: replaces ops that this machine has no kernel for by their meaning in standard ops.
+        budget: what quantizing passes may lose.
+        seed: of the made-up values.
+    """
+
+    def __init__(
+        self,
+        original: Model,
+        input_sets: Sequence[InputSet],
+        worker: SessionWorker,
+        *,
+        lower: Callable[[Model], Model] | None = None,
+        budget: QuantizationBudget | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._worker = worker
+        self._lower = lower
+        self._budget = budget
+        self._seed = seed
+        self._free_inputs = free_inputs(original)
+        self._capture = Capture(input_sets[:_MOST_CAPTURED], worker, lower)
+
+    def check(self, before: Model, after: Model, sites: Iterable[ClaimedSite], exactness: Exactness) -> SiteCheck:
+        """Runs every region that differs between the two models. Nothing is raised for a model that does not run."""
+        started = time.perf_counter()
+        check = SiteCheck(GraphIndex(before), GraphIndex(after))
+        self._capture.forget(check.before, check.after)
+        cases = self._cases(check, regions(check.before, check.after, sites), exactness)
+        self._run(cases, exactness)
+        evidence = check.evidence
+        evidence.regions = [checked.evidence for checked in check.regions]
+        statuses = {region.status for region in evidence.regions}
+        evidence.status = "failed" if "failed" in statuses else "passed" if statuses & {"passed", "unused"} else "not-run"
+        failed = [region for region in evidence.regions if region.status == "failed"]
+        if failed:
+            evidence.reason = f"{_named(failed[0])}: {failed[0].reason}"
+        elif evidence.status == "not-run":
+            evidence.reason = next((region.reason for region in evidence.regions if region.reason), "nothing was changed")
+        evidence.seconds = time.perf_counter() - started
+        return check
+
+    def _cases(self, check: SiteCheck, found: Sequence[Region], exactness: Exactness) -> list[Case]:
+        """The regions as sections with boundary values; those of one structure share the values of the first."""
+        free_values = FreeValues(check.before, self._free_inputs)
+        by_key: dict[tuple[object, ...], Case] = {}
+        sections: list[tuple[Section, RegionEvidence]] = []
+        for region in found:
+            nodes = region.removed or region.added
+            evidence = RegionEvidence(sites=list(region.sites), at=nodes[0].name or nodes[0].op_type, status="not-run")
+            check.regions.append(CheckedRegion(region, evidence))
+            if not region.outputs:
+                evidence.status = "unused"
+                continue
+            sections.append((make_section(region, check.before, check.after, free_values), evidence))
+        firsts = {section.key: section for section, _ in reversed(sections)}
+        for index in (check.before, check.after):
+            wanted = [name for section in firsts.values() for name in section.inputs if index.knows(name)]
+            self._capture.add(index, wanted)
+        cases = []
+        for section, evidence in sections:
+            first = by_key.get(section.key)
+            if first is None:
+                case = by_key[section.key] = Case(section, evidence, self._boundary(section, exactness))
+            else:
+                case = first.member(section, evidence)
+            evidence.sets = len(case.sets)
+            evidence.captured = sum(one.is_captured for one in case.sets)
+            evidence.free = len(section.free)
+            if not case.sets:
+                evidence.reason = f"the values around it are not known: {self._capture.problem or 'no input set reaches it'}"
+                continue
+            cases.append(case)
+        return cases
+
+    def _boundary(self, section: Section, exactness: Exactness) -> list[BoundarySet]:
+        captured = self._capture.get(section.inputs)
+        small = [(number, arrays) for number, arrays in captured if _bytes(arrays.values()) <= _LARGEST_SET]
+        captured = small or captured[:1]
+        if not captured:
+            return []
+        free = () if exactness == "quantizing" else section.free
+        return list(boundary_sets(captured, free, self._seed))
+
+    def _run(self, cases: list[Case], exactness: Exactness) -> None:
+        for batch in (
+            [case for case in cases if case.first is None],
+            [case for case in cases if case.first is not None],
+        ):
+            if not batch:
+                continue
+            types = [{name: element_type(array) for name, array in case.sets[0].arrays.items()} for case in batch]
+            old = run_side(batch, types, False, self._worker, self._lower)
+            new = run_side(batch, types, True, self._worker, self._lower)
+            for case, before, after in zip(batch, old, new, strict=True):
+                self._judge(case, before, after, exactness)
+
+    def _judge(self, case: Case, before: SideRun, after: SideRun, exactness: Exactness) -> None:
+        evidence = case.evidence
+        evidence.runs_as = "contract bodies" if after.is_lowered else "kernels"
+        if not before.ran:
+            evidence.reason = f"the part before the pass does not run by itself: {before.problem}"
+            return
+        if after.crashed or not any(after.ran_on(number) for number in range(len(case.sets))):
+            evidence.status, evidence.reason = "failed", f"what took its place does not run: {after.problem}"
+            return
+        truth = DoubleEvaluator(before.model) if case.first is None and exactness not in ("exact", "quantizing") else None
+        promised: Exactness = "reassociating" if exactness == "exact" and case.section.held else exactness
+        worst = Judgement(-1.0)
+        compared = 0
+        for number, one in enumerate(case.sets):
+            wanted, got = before.outputs(number), after.outputs(number)
+            if wanted is None:
+                continue
+            if got is None:
+                evidence.status = "failed"
+                evidence.reason = f"what took its place does not run on '{one.name}': {after.error(number)}"
+                evidence.worst_set = one.name
+                return
+            exact = truth.run({name: one.arrays[name] for name in case.section.old.inputs}) if truth is not None else None
+            if exact is not None:
+                evidence.reference = "float64"
+            for position, name in enumerate(case.section.outputs):
+                arrays = [wanted[position], got[position], *([exact[position]] if exact is not None else [])]
+                found = self._judge_one(arrays, one, promised)
+                compared += wanted[position].size
+                if found.ratio > worst.ratio:
+                    worst = found
+                    evidence.output, evidence.worst_set = name, one.name
+        evidence.max_abs, evidence.allowed, evidence.noise = worst.max_abs, worst.allowed, worst.noise
+        if worst.ratio > 1.0:
+            evidence.status = "failed"
+            evidence.reason = f"value '{evidence.output}' on '{evidence.worst_set}': {worst.message}"
+        elif compared:
+            evidence.status = "passed"
+        else:
+            evidence.reason = "what it makes is empty on every set"
+
+    def _judge_one(self, arrays: list[np.ndarray], one: BoundarySet, exactness: Exactness) -> Judgement:
+        truth = arrays[2] if len(arrays) > 2 else None
+        found = judge(arrays[0], arrays[1], truth, exactness, is_captured=one.is_captured, budget=self._budget)
+        same_shape = all(array.shape == arrays[0].shape for array in arrays)
+        if found.ratio > 1.0 and exactness != "exact" and same_shape:
+            # what padded positions hold means nothing, and fusions may change it
+            valid = without_padded_rows(arrays, self._capture.input_sets[one.origin])
+            if valid is not None:
+                truth = valid[2] if len(valid) > 2 else None
+                return judge(valid[0], valid[1], truth, exactness, is_captured=one.is_captured, budget=self._budget)
+        return found
+
+
+def _named(evidence: RegionEvidence) -> str:
+    return evidence.sites[0] if evidence.sites else f"the change at {evidence.at}"
+
+
+def _bytes(arrays: Iterable[np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays)
