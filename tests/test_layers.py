@@ -21,6 +21,7 @@ FLOORS = (
     ("reproducer",),
     ("run",),
     ("api",),
+    ("testing",),
     ("integrations", "cli"),
 )
 SIDEWAYS = {("quant", "passes"), ("cli", "integrations")}

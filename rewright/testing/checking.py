@@ -1,0 +1,211 @@
+"""One call that checks a pass on a model: how often it fires, every gate, idempotence, refusals, and the input's bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from rewright.api import Chain, Inputs
+from rewright.model.carrier import Model
+from rewright.passes.contract import Pass, Target
+from rewright.registry.catalog import default_catalog
+from rewright.report.model import PassReport
+from rewright.run import VERIFY_MODES, RunResult, VerifyMode
+from rewright.testing import wording
+from rewright.testing.sources import Seal, Source, model_of
+
+PassLike: TypeAlias = Pass | type[Pass] | str
+"""A configured pass, a pass class with its default options, or chain text."""
+
+_UNCHECKED_MODES: Final = ("off", "structure")
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """One check of a pass: what was run, on what, what came out, and what was wrong."""
+
+    asked: str
+    origin: Model
+    result: RunResult
+    problems: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        """Everything that is wrong, in one text; empty if nothing is."""
+        return wording.failure(self.asked, self.origin, self.result, self.problems) if self.problems else ""
+
+    @property
+    def cannot_run(self) -> str:
+        """Why the model itself cannot be run here, or an empty string."""
+        report = self.result.report
+        if report.parity is not None and report.parity.status == "not-run":
+            return report.parity.reason
+        return report.reason if report.reason.startswith("parity could not be run") else ""
+
+
+OBSERVERS: list[Callable[[CheckedRun], None]] = []
+"""Called with every run of ``check_pass`` before it raises; the pytest plugin collects its report here."""
+
+
+def check_pass(
+    pass_: PassLike,
+    model: Source,
+    *,
+    sites: int | None = 1,
+    refuses: str | None = None,
+    becomes: Mapping[str, int] | None = None,
+    inputs: Inputs | None = None,
+    target: Target = "cpu",
+    before: str = "",
+    verify: str = "sites",
+    idempotent: bool = True,
+) -> RunResult:
+    """Runs a pass on a model and raises one AssertionError that lists everything that is wrong.
+
+    Checked are: how often the pass fires; that the model is left as it is if it does not; structure, interface and parity
+    (``verify``), and that the comparison could have failed; that a second run changes nothing; that the input is untouched.
+
+    Args:
+        pass_: a configured pass, a pass class, or chain text. Of chain text the sites of all passes count.
+        model: ONNX text (a graph alone is enough), a path, a ModelProto, a Model or a GraphBuilder.
+        sites: how often it fires; 0 for a refusal; None for any number of times.
+        refuses: a regular expression that the reason of at least one rejection has to match.
+        becomes: how often ops occur in the result, as ``{"BiasGelu": 1, "ai.onnx::Add": 0}``; without a domain, in any.
+            Ops that are not named may occur any number of times.
+        inputs: what parity runs on, as in ``Chain.run``; made from the model by default.
+        target: where the result will run.
+        before: chain text that is run first, unverified; the pass is compared with what that leaves.
+        verify: "sites" (the default), "model", "strict", or without numbers "structure". A run that has to leave the model
+            as it is needs no numbers and takes "structure".
+        idempotent: whether a second run must change nothing.
+
+    Returns:
+        The run: ``result.model`` and ``result.report``.
+
+    Raises:
+        AssertionError: something is wrong.
+        UsageError: the model's text does not parse, or an argument is wrong.
+        ModelError: the model cannot be read.
+    """
+    __tracebackhide__ = True
+    checked = examine(
+        pass_,
+        model,
+        sites=sites,
+        refuses=refuses,
+        becomes=becomes,
+        inputs=inputs,
+        target=target,
+        before=before,
+        verify=verify,
+        idempotent=idempotent,
+    )
+    if checked.problems:
+        raise AssertionError(checked.message)
+    return checked.result
+
+
+def examine(
+    pass_: PassLike,
+    model: Source,
+    *,
+    sites: int | None = 1,
+    refuses: str | None = None,
+    becomes: Mapping[str, int] | None = None,
+    inputs: Inputs | None = None,
+    target: Target = "cpu",
+    before: str = "",
+    verify: str = "sites",
+    idempotent: bool = True,
+    must_prove: bool = True,
+) -> CheckedRun:
+    """What ``check_pass`` found, for callers that do more with it than raise.
+
+    ``must_prove`` says whether a comparison that could not have failed, or could not be made, is a problem.
+    """
+    chain = chain_of(pass_)
+    start = model_of(model)
+    seal = Seal(model, start)
+    origin = Chain(before).run(start, target=target, verify="off").model if before else start
+    counted = {pass_.name} if not isinstance(pass_, str) else {step.name for step in chain}
+    mode = "structure" if sites == 0 and len(chain) == 1 and verify != "off" else available_mode(verify)
+    result = chain.run(origin, target=target, verify=mode, inputs=inputs)
+    records = [record for record in result.report.passes if record.name in counted]
+
+    problems = wording.firing_problems(records, sites)
+    problems += wording.gate_problems(result.report.passes)
+    problems += _refusal_problems(records, refuses)
+    problems += _result_problems(origin, result, sites, becomes)
+    if must_prove and mode not in _UNCHECKED_MODES and result.report.verdict in ("failed", "unverified"):
+        problems += wording.verdict_problems(result.report)
+    if idempotent and not problems:
+        problems += _second_run_problems(chain, result.model, target, counted)
+    problems += [f"the input was modified: {name} is not what it was before the run" for name in seal.broken()]
+
+    checked = CheckedRun(chain.text, origin, result, tuple(problems))
+    for observe in OBSERVERS:
+        observe(checked)
+    return checked
+
+
+def refuses(pass_: PassLike, model: Source, reason: str, *, target: Target = "cpu", before: str = "") -> RunResult:
+    """Checks that a pass leaves a model as it is and gives a reason that the regular expression ``reason`` matches.
+
+    Raises: see ``check_pass``.
+    """
+    __tracebackhide__ = True
+    return check_pass(pass_, model, sites=0, refuses=reason, target=target, before=before)
+
+
+def chain_of(pass_: PassLike) -> Chain:
+    """The chain of one pass, or of chain text; a pass need not be in the catalog."""
+    if isinstance(pass_, str):
+        return Chain(pass_)
+    step = pass_() if isinstance(pass_, type) else pass_
+    catalog = default_catalog()
+    return Chain([step], catalog=catalog if step.name in catalog else catalog.extended(type(step)))
+
+
+def available_mode(verify: str) -> VerifyMode:
+    """The mode itself, or "model" for "sites" where runs do not have that."""
+    return "model" if verify == "sites" and "sites" not in VERIFY_MODES else verify  # type: ignore[return-value]
+
+
+def _refusal_problems(records: list[PassReport], reason: str | None) -> list[str]:
+    if reason is None:
+        return []
+    given = [rejection for record in records for rejection in record.rejections]
+    if any(re.search(reason, rejection.reason) for rejection in given):
+        return []
+    return [f"no rejection gives a reason that matches {reason!r}" + wording.rejections(records)]
+
+
+def _result_problems(origin: Model, result: RunResult, sites: int | None, becomes: Mapping[str, int] | None) -> list[str]:
+    problems = []
+    is_silent = not any(record.sites for record in result.report.passes)
+    if sites == 0 and is_silent and result.model.fingerprint() != origin.fingerprint():
+        problems.append("no site is recorded, but the model is not what it was")
+    wrong = []
+    for op, wanted in (becomes or {}).items():
+        found = sum(count for key, count in result.model.op_counts().items() if op in (key, key.rpartition("::")[2]))
+        if found != wanted:
+            wrong.append(f"{found} x {op} instead of {wanted}")
+    if wrong:
+        problems.append(f"the result has {', '.join(wrong)}; it holds {wording.ops(result.model)}")
+    return problems
+
+
+def _second_run_problems(chain: Chain, model: Model, target: Target, counted: set[str]) -> list[str]:
+    again = chain.run(model, target=target, verify="structure")
+    records = [record for record in again.report.passes if record.name in counted]
+    fired = [site for record in records for site in record.sites]
+    if fired:
+        return [f"a second run fires again at {wording.count(len(fired), 'site')}:" + wording.sites(records)]
+    failed = wording.gate_problems(again.report.passes)
+    if failed:
+        return [f"a second run fails: {problem}" for problem in failed]
+    if again.model.fingerprint() != model.fingerprint():
+        return ["a second run records no site, but changes the model"]
+    return []

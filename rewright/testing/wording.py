@@ -1,0 +1,111 @@
+"""What the kit says when something is wrong: one message, everything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from rewright.model.carrier import Model
+from rewright.report.model import PassReport, Report
+from rewright.report.wording import common_reasons, error_against_tolerance
+from rewright.run import RunResult
+from rewright.verify.comparison import OutputEvidence
+from rewright.verify.parity import ParityEvidence
+
+_LISTED: Final = 8
+"""Sites, reasons and outputs that a message lists of each kind."""
+
+
+def failure(asked: str, origin: Model, result: RunResult, problems: Sequence[str]) -> str:
+    """The whole message: what was checked, each problem, and what the model was and became."""
+    heading = f"the check of '{asked}' found {count(len(problems), 'problem')}:"
+    numbered = [f"{number}. {problem}" for number, problem in enumerate(problems, 1)]
+    changed = ops(origin) if result.model.fingerprint() == origin.fingerprint() else f"{ops(origin)} -> {ops(result.model)}"
+    return "\n".join([heading, *numbered, f"ops: {changed}"])
+
+
+def firing_problems(records: Sequence[PassReport], wanted: int | None) -> list[str]:
+    """Whether the passes fire as often as they should; else with their rejections, or with the sites that are too many."""
+    fired = sum(len(record.sites) for record in records)
+    if wanted is None or fired == wanted:
+        return []
+    said = f"it fires at {count(fired, 'site')}, {wanted} expected"
+    if any(record.status == "failed" and not record.sites for record in records):
+        return [said]
+    return [said + (rejections(records) if fired < wanted else sites(records))]
+
+
+def gate_problems(records: Iterable[PassReport]) -> list[str]:
+    """What gates found, with the figures where it is parity; also single sites that were undone."""
+    problems = []
+    for record in records:
+        undone = [site.id for site in record.sites if site.status == "rolled-back"]
+        if record.status in ("failed", "rolled-back"):
+            problems.append(f"{record.name} {record.status.replace('-', ' ')}: {record.reason}" + _figures(record.parity))
+        elif undone:
+            which = ", ".join(undone[:_LISTED])
+            problems.append(
+                f"{record.name}: {count(len(undone), 'site')} rolled back ({which}): {record.reason or 'see the report'}"
+            )
+    return problems
+
+
+def verdict_problems(report: Report) -> list[str]:
+    """Why a run that was to be compared has not proven anything."""
+    if report.verdict == "failed":
+        return [f"the result failed: {report.reason}" + _figures(report.parity)]
+    hint = "give inputs= that tell a wrong result from a right one, or verify='structure'"
+    return [f"the comparison proves nothing: {report.reason} ({hint})"]
+
+
+def rejections(records: Iterable[PassReport]) -> str:
+    """The reasons that passes gave, one a line, the most frequent first."""
+    reasons = common_reasons(records)
+    if not reasons:
+        return "; it gives no reason: no other place in the model came near"
+    lines = [f"\n     {reason.text} ({_places(reason.nodes)})" for reason in reasons[:_LISTED]]
+    more = [f"\n     and {len(reasons) - _LISTED} more reasons"] if len(reasons) > _LISTED else []
+    return "; its reasons are:" + "".join([*lines, *more])
+
+
+def sites(records: Iterable[PassReport]) -> str:
+    """Where passes fired, one site a line."""
+    found = [site for record in records for site in record.sites]
+    lines = [
+        f"\n     {site.id}: {', '.join(site.ops_removed) or 'nothing'} -> {', '.join(site.ops_added) or 'nothing'}"
+        for site in found[:_LISTED]
+    ]
+    return "".join([*lines, f"\n     and {len(found) - _LISTED} more" if len(found) > _LISTED else ""])
+
+
+def outputs(evidences: Iterable[OutputEvidence]) -> str:
+    """The figures of outputs, one a line, the wrong ones first."""
+    ranked = sorted(evidences, key=lambda output: output.equal)
+    lines = []
+    for output in ranked[:_LISTED]:
+        error, tolerance = error_against_tolerance(output)
+        needed, _, limit = tolerance.partition("/")
+        judged = f"needs rtol {needed} where {limit} is allowed" if limit else tolerance
+        shown = output.message or ("equal" if output.equal else "differs")
+        lines.append(f"\n     output '{output.name}' {output.dtype}{output.shape}: {shown}; max abs {error}, {judged}")
+    return "".join(lines)
+
+
+def ops(model: Model) -> str:
+    """ "Add 2, com.microsoft::Gelu 1"."""
+    counts = {key.removeprefix("ai.onnx::"): number for key, number in model.op_counts().items()}
+    return ", ".join(f"{key} {number}" for key, number in counts.items()) or "no node"
+
+
+def count(number: int, what: str) -> str:
+    """ "1 site", "2 sites"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _figures(parity: ParityEvidence | None) -> str:
+    return "" if parity is None else outputs(output for output in parity.outputs if not output.equal or output.vacuous)
+
+
+def _places(nodes: Sequence[str]) -> str:
+    named = ", ".join(f"'{node}'" for node in nodes[:3])
+    return named + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
