@@ -58,8 +58,10 @@ class Chain(registry_chain.Chain):
         Args:
             model: a path, a ModelProto or a Model.
             target: where the result will run: "cpu", "cuda", "dml" or "portable" (standard ops only).
-            verify: "off", "structure", "model" (numeric parity after every pass) or "strict".
-            on_failure: "rollback" undoes a pass that fails and goes on; "raise" raises GateError.
+            verify: "off", "structure", "model" (numeric parity after every pass), "sites" (and each rewrite by itself, on hard
+                values) or "strict".
+            on_failure: "rollback" undoes what is wrong of a pass and goes on; "skip" undoes the whole pass; "raise" raises
+                GateError. The option ``on_failure`` of a pass outranks it.
             inputs: what parity runs on: an .npz file, a folder, arrays by input name, or a sequence of such; by default
                 inputs are made from the model.
             seed: of the made inputs.

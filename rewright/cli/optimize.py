@@ -29,12 +29,18 @@ def optimize(
     target: arguments.TargetName = "cpu",
     verify: Annotated[
         str,
-        typer.Option("--verify", metavar="MODE", help="How much to check: off, structure, model (numbers) or strict."),
+        typer.Option(
+            "--verify",
+            metavar="MODE",
+            help="How much to check: off, structure, model (numbers), sites (and each rewrite by itself) or strict.",
+        ),
     ] = "model",
     on_failure: Annotated[
         str,
         typer.Option(
-            "--on-failure", metavar="POLICY", help="After a pass that fails a check: rollback (undo it, go on) or raise."
+            "--on-failure",
+            metavar="POLICY",
+            help="After a pass that fails a check: rollback (undo what is wrong, go on), skip (undo all of it, go on) or raise.",
         ),
     ] = "rollback",
     inputs: arguments.Inputs = None,
@@ -106,7 +112,7 @@ def _conclude(report: Report, output: Path, quiet: bool) -> int:
     if report.verdict == "failed":
         console.error(f"the result is not what the original was: {report.reason}", f"Nothing was written to {output}.")
         return DIFFERENT
-    if report.verdict == "unverified" and report.verify in ("model", "strict"):
+    if report.verdict == "unverified" and report.verify not in ("off", "structure"):
         console.error(
             f"{report.reason}.".replace("..", "."),
             f"{output} was written without that comparison. `--verify structure` accepts this; --inputs gives other inputs.",

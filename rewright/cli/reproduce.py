@@ -36,7 +36,7 @@ def reproduce(
         reason = failing[0].reason if failing else report.reason
         console.error(f"it still fails: {reason}.", f"The model before the pass is {found.model}; the pass: {found.chain}.")
         return DIFFERENT
-    if report.verdict == "unverified" and found.verify in ("model", "strict"):
+    if report.verdict == "unverified" and found.verify not in ("off", "structure"):
         console.error(f"whether it is mended cannot be told: {report.reason}.", "Run it where the original failed.")
         return UNUSABLE
     if not quiet:

@@ -19,6 +19,8 @@ Exactness = Literal["exact", "reassociating", "approximate", "quantizing"]
 
 Backend = Literal["standalone", "ort", "auto"]
 Target = Literal["cpu", "cuda", "dml", "portable"]
+FailurePolicy = Literal["rollback", "skip", "raise"]
+"""After a pass that fails a gate: undo the sites that are wrong, undo the whole pass, or end the run."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -66,6 +68,10 @@ class Pass(BaseModel):
         changes_interface: whether inputs or outputs of the model may change.
         edits_view: whether the pass reads and edits ``session.view`` alone and records each site. ``session.model`` may then be
             older than the view, in a run that checks nothing.
+
+    Options of every pass:
+        backend: who carries it out.
+        on_failure: what happens when it fails a gate; None leaves that to the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, ser_json_inf_nan="constants")
@@ -81,6 +87,7 @@ class Pass(BaseModel):
     edits_view: ClassVar[bool] = False
 
     backend: Backend = "standalone"
+    on_failure: FailurePolicy | None = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -99,9 +106,10 @@ class Pass(BaseModel):
 
     @classmethod
     def option_fields(cls) -> dict[str, FieldInfo]:
-        """The options by name, ``backend`` last."""
+        """The options by name, those that every pass has last."""
         fields = dict(cls.model_fields)
-        fields["backend"] = fields.pop("backend")
+        for common in ("backend", "on_failure"):
+            fields[common] = fields.pop(common)
         return fields
 
     def apply(self, session: PassSession) -> None:

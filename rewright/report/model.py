@@ -12,6 +12,7 @@ from rewright.verify.interface import InterfaceEvidence
 from rewright.verify.kernels import KernelEvidence
 from rewright.verify.mutation import MutationEvidence
 from rewright.verify.parity import ParityEvidence
+from rewright.verify.sites.evidence import SiteParityEvidence
 from rewright.verify.structure import StructureEvidence
 
 Verdict = Literal["passed", "passed-with-rollbacks", "failed", "unverified"]
@@ -33,6 +34,14 @@ class SiteReport(_Record):
     added: list[str]
     ops_removed: list[str]
     ops_added: list[str]
+
+
+class UndoneReport(_Record):
+    """A change that the gates undid: the sites that it covers (none where the pass named none), where it is, and why."""
+
+    sites: list[str]
+    at: str
+    reason: str
 
 
 class RejectionReport(_Record):
@@ -68,6 +77,8 @@ class PassReport(_Record):
     interface: InterfaceEvidence | None = None
     kernels: KernelEvidence | None = None
     parity: ParityEvidence | None = None
+    site_parity: SiteParityEvidence | None = None
+    undone: list[UndoneReport] = Field(default_factory=list)
     nodes_before: int = 0
     nodes_after: int = 0
     seconds: Seconds = Field(default_factory=Seconds)

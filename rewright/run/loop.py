@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from rewright.model.errors import RewrightError, ScratchError, UsageError
 from rewright.model.order import stable_order
 from rewright.model.view import View, collector_paused
 from rewright.ops.lowering import lower
-from rewright.passes.contract import Pass, Site
+from rewright.passes.contract import FailurePolicy, Pass, Site
 from rewright.passes.session import PassSession
 from rewright.report.environment import environment
 from rewright.report.model import (
@@ -32,14 +32,13 @@ from rewright.report.model import (
     Verdict,
 )
 from rewright.reproducer import write_reproducer
-from rewright.run.options import GateError, RunOptions, RunResult
+from rewright.run.gates import Gates
+from rewright.run.options import PARITY_MODES, SITE_MODES, GateError, RunOptions, RunResult
 from rewright.verify.inputs import DEFAULT_COUNT
-from rewright.verify.interface import check_interface
-from rewright.verify.kernels import check_kernels
 from rewright.verify.mutation import self_test
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.process import SessionError, SessionWorker, first_line
-from rewright.verify.structure import check_structure
+from rewright.verify.sites.gate import SiteGate
 from rewright.verify.tolerance import least_exact
 
 _STRICT_INPUT_SETS: Final = 8
@@ -91,7 +90,15 @@ class _Run:
         self.view: View | None = None
         self.is_ahead = False  # whether the view has changes that ``current`` has not
         self.no_parity = f"parity was not asked for (verify: {self.options.verify})"
-        self.gate = self._parity_gate() if self.options.verify in ("model", "strict") else None
+        self.gate = self._parity_gate() if self.options.verify in PARITY_MODES else None
+        self.gates = Gates(
+            target=self.options.target,
+            worker=self.worker,
+            parity=self.gate,
+            make_sites=self._site_gate if self.gate is not None else None,
+            always_sites=self.options.verify in SITE_MODES,
+            loads_kernels=self.options.target == "cpu",
+        )
         self.last_parity: ParityEvidence | None = None
 
     def _parity_gate(self) -> ParityGate | None:
@@ -108,6 +115,15 @@ class _Run:
             self.no_parity = f"parity could not be run: {error}"
             return None
 
+    def _site_gate(self) -> SiteGate:
+        return SiteGate(
+            self.original,
+            self.gate.input_sets if self.gate is not None else (),
+            self.worker,
+            lower=None if self.options.target == "cpu" else lower,
+            seed=self.options.seed,
+        )
+
     def run(self) -> RunResult:
         if self.options.verify != "off":
             self.worker.warm_up()
@@ -115,13 +131,16 @@ class _Run:
             self._progress(step.name, index)
             record = self._step(step, index)
             self.records.append(record)
-            if record.status in ("failed", "rolled-back") and self.options.on_failure == "raise":
+            if (record.status in ("failed", "rolled-back") or record.undone) and self._policy(step) == "raise":
                 report = self._report("failed", f"{step.name}: {record.reason}")
                 hint = f"`rewright reproduce {record.reproducer}` runs it again." if record.reproducer else ""
                 raise GateError(f"the pass '{step.name}' failed: {record.reason}.", hint, report)
         self._catch_up()
         self._progress("final checks", len(self.passes))
         return self._finish()
+
+    def _policy(self, step: Pass) -> FailurePolicy:
+        return step.on_failure or self.options.on_failure
 
     def _progress(self, what: str, index: int) -> None:
         if self.options.progress is not None:
@@ -137,29 +156,32 @@ class _Run:
             backend=step.backend,
             status="unchanged",
             exactness=step.exactness,
-            options=step.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
+            options=step.model_dump(mode="json", exclude_defaults=True, exclude={"backend", "on_failure"}),
             nodes_before=self.node_count,
         )
         session = PassSession(step, self.current, self.options.target, self.view)
         began = time.perf_counter()
         candidate = self._apply_trusted(step, session, record) if is_trusted else self._apply(step, session, record)
         applied = time.perf_counter()
+        before = self.current
+        kept: Model | None = candidate
         if candidate is not None and not is_trusted:
-            self._judge(step, session.sites, candidate, record)
+            kept = self._judge(step, session.sites, candidate, record)
         record.seconds = Seconds(apply=applied - began, verify=time.perf_counter() - applied)
         record.rejections = [RejectionReport(node=item.node, reason=item.reason) for item in session.rejections]
         record.notes = list(session.notes)
-        kept = record.status == "applied" and candidate is not None
-        record.sites = [_site(site, kept) for site in session.sites]
-        if kept and candidate is not None:
-            self.current, self.view = candidate, session.opened
-        elif record.status == "unchanged":
+        undone = {name for change in record.undone for name in change.sites}
+        is_applied = record.status == "applied" and kept is not None
+        record.sites = [_site(site, is_applied and site.id not in undone) for site in session.sites]
+        if is_applied and kept is not None:
+            self.current = kept
+        if record.status == "unchanged" or (is_applied and kept is candidate):
             self.view = session.opened
         else:
             self.view = None  # it shows what was rolled back
-            del session, candidate
+            del session, candidate, kept
             gc.collect()  # a view is one large cycle, and the collector is paused
-            self._reproduce(step, index, record)
+            self._reproduce(step, index, before, record)
         self.node_count = _nodes_of(self.view) if self.is_ahead and self.view is not None else self.current.node_count()
         record.nodes_after = self.node_count
         record.rss_peak = rss_peak()
@@ -209,55 +231,35 @@ class _Run:
             raise _Mistrust
         self.current, self.is_ahead = candidate, False
 
-    def _judge(self, step: Pass, sites: Sequence[Site], candidate: Model, record: PassReport) -> None:
+    def _judge(self, step: Pass, sites: Sequence[Site], candidate: Model, record: PassReport) -> Model | None:
+        """Fills in the record; returns what is kept of the candidate, None if nothing is."""
         if candidate is self.current or candidate.fingerprint() == self.current.fingerprint():
             if sites:
                 record.status, record.reason = "failed", f"the pass reports {len(sites)} sites but changed nothing"
-            return
+            return candidate
         if not sites and _without_facts(candidate) == _without_facts(self.current):
-            return  # more became known about the outputs of ops that onnx does not know, and is written beside them
+            return candidate  # more became known about the outputs of ops that onnx does not know, and is written beside them
         if not sites:
             record.status = "failed"
             record.reason = "the pass changed the model but reports no site (Pass developer: record each change)"
-            return
+            return None
         record.status = "applied"
         if self.options.verify == "off":
-            return
-        reason = self._gates(step, sites, candidate, record)
-        if reason:
-            record.status, record.reason = "rolled-back", reason
+            return candidate
+        kept = self.gates.pass_through(step, self.current, candidate, sites, record, self._policy(step))
+        self.last_parity = self.gates.last_parity
+        if kept is None:
+            record.status = "rolled-back"
+        return kept
 
-    def _gates(self, step: Pass, sites: Iterable[Site], candidate: Model, record: PassReport) -> str:
-        """Runs the gates, cheapest first; returns why the first one failed, or an empty string."""
-        record.structure = check_structure(self.current, candidate)
-        if record.structure.status == "failed":
-            return f"structure: {record.structure.reason}"
-        if not step.changes_interface:
-            record.interface = check_interface(self.current, candidate)
-            if record.interface.status == "failed":
-                return f"interface: {record.interface.reason}"
-        if self.gate is None:
-            if self.options.target == "cpu":
-                added = {name for site in sites for name in site.added}
-                record.kernels = check_kernels(candidate, added, self.worker)
-                if record.kernels.status == "failed":
-                    return f"kernels: {record.kernels.problems[0]}"
-            return ""
-        record.parity = self.gate.check(candidate, step.exactness)
-        if record.parity.status == "failed":
-            return f"parity: {record.parity.reason}"
-        self.gate.keep(step.exactness)
-        self.last_parity = record.parity
-        return ""
-
-    def _reproduce(self, step: Pass, index: int, record: PassReport) -> None:
+    def _reproduce(self, step: Pass, index: int, before: Model, record: PassReport) -> None:
         if self.options.reproducers is None:
             return
         folder = self.options.reproducers / f"{index:02d}-{step.name}"
         sets = self.gate.input_sets if self.gate is not None else ()
         env = environment(self.options.plugins)
         try:
-            write_reproducer(folder, self.current, step, sets, record, env, self.options.target, self.options.verify)
+            write_reproducer(folder, before, step, sets, record, env, self.options.target, self.options.verify)
             record.reproducer = str(folder)
         except RewrightError as error:
             record.notes.append(f"no reproducer was written: {error}")
@@ -265,7 +267,7 @@ class _Run:
     def _finish(self) -> RunResult:
         """The last gates, on the result as a whole."""
         mutation, reason = None, ""
-        rolled_back = [record.name for record in self.records if record.status in ("failed", "rolled-back")]
+        rolled_back = [record.name for record in self.records if record.status in ("failed", "rolled-back") or record.undone]
         verdict: Verdict = "unverified"
         if self.gate is None:
             problem = self._load_problem()

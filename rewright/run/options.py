@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from rewright.model.carrier import Model
 from rewright.model.errors import RewrightError
-from rewright.passes.contract import Target
+from rewright.passes.contract import FailurePolicy, Target
 from rewright.report.model import Report
 from rewright.verify.inputs import InputSet
 
-VerifyMode = Literal["off", "structure", "model", "strict"]
-FailurePolicy = Literal["rollback", "raise"]
+VerifyMode = Literal["off", "structure", "model", "sites", "strict"]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many passes are done, and how many there are."""
 
-VERIFY_MODES: Final[tuple[VerifyMode, ...]] = ("off", "structure", "model", "strict")
-FAILURE_POLICIES: Final[tuple[FailurePolicy, ...]] = ("rollback", "raise")
+VERIFY_MODES: Final[tuple[VerifyMode, ...]] = ("off", "structure", "model", "sites", "strict")
+FAILURE_POLICIES: Final[tuple[FailurePolicy, ...]] = get_args(FailurePolicy)
+PARITY_MODES: Final[tuple[VerifyMode, ...]] = ("model", "sites", "strict")
+"""The modes that compare numbers with the original."""
+
+SITE_MODES: Final[tuple[VerifyMode, ...]] = ("sites", "strict")
 
 
 class GateError(RewrightError):
@@ -39,8 +42,10 @@ class RunOptions:
     Attributes:
         target: where the result will run; decides which fused ops may be emitted.
         verify: "off" (what passes record is believed; a crash is undone), "structure" (no inference), "model" (parity after
-            every pass), "strict" (more inputs, and a last comparison under ONNX Runtime's own optimizations).
-        on_failure: "rollback" undoes the failing pass and goes on; "raise" ends the run with GateError.
+            every pass), "sites" (and every site by itself, on hard values), "strict" (more inputs as well, and a last comparison
+            under ONNX Runtime's own optimizations).
+        on_failure: "rollback" undoes the sites that fail, keeps the others and goes on; "skip" undoes the whole pass; "raise"
+            ends the run with GateError. A pass can have a policy of its own.
         input_sets: what parity runs on; None makes inputs from the model.
         seed: of the made inputs.
         reproducers: where a failure leaves a folder that reproduces it; None leaves none.

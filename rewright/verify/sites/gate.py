@@ -88,7 +88,9 @@ class SiteGate:
         check = SiteCheck(GraphIndex(before), GraphIndex(after))
         self._capture.forget(check.before, check.after)
         cases = self._cases(check, regions(check.before, check.after, sites), exactness)
-        self._run(cases, exactness)
+        self._run([case for case in cases if case.first is None], exactness)
+        self._run([case for case in cases if case.first is not None], exactness)
+        self._run_again(check, [case for case in cases if case.first is not None], exactness)
         evidence = check.evidence
         evidence.regions = [checked.evidence for checked in check.regions]
         statuses = {region.status for region in evidence.regions}
@@ -104,7 +106,6 @@ class SiteGate:
     def _cases(self, check: SiteCheck, found: Sequence[Region], exactness: Exactness) -> list[Case]:
         """The regions as sections with boundary values; those of one structure share the values of the first."""
         free_values = FreeValues(check.before, self._free_inputs)
-        by_key: dict[tuple[object, ...], Case] = {}
         sections: list[tuple[Section, RegionEvidence]] = []
         for region in found:
             nodes = region.removed or region.added
@@ -114,25 +115,32 @@ class SiteGate:
                 evidence.status = "unused"
                 continue
             sections.append((make_section(region, check.before, check.after, free_values), evidence))
-        firsts = {section.key: section for section, _ in reversed(sections)}
-        for index in (check.before, check.after):
-            wanted = [name for section in firsts.values() for name in section.inputs if index.knows(name)]
-            self._capture.add(index, wanted)
+        firsts: dict[tuple[object, ...], Section] = {}
+        for section, _ in sections:
+            firsts.setdefault(section.key, section)
+        self._capture_around(check, firsts.values())
+        by_key: dict[tuple[object, ...], Case] = {}
         cases = []
         for section, evidence in sections:
             first = by_key.get(section.key)
-            if first is None:
-                case = by_key[section.key] = Case(section, evidence, self._boundary(section, exactness))
-            else:
-                case = first.member(section, evidence)
-            evidence.sets = len(case.sets)
-            evidence.captured = sum(one.is_captured for one in case.sets)
-            evidence.free = len(section.free)
-            if not case.sets:
-                evidence.reason = f"the values around it are not known: {self._capture.problem or 'no input set reaches it'}"
-                continue
-            cases.append(case)
+            case = self._case(section, evidence, exactness) if first is None else first.member(section, evidence)
+            if case is not None:
+                by_key.setdefault(section.key, case)
+                cases.append(case)
         return cases
+
+    def _capture_around(self, check: SiteCheck, sections: Iterable[Section]) -> None:
+        wanted = [name for section in sections for name in section.inputs]
+        for index in (check.before, check.after):
+            self._capture.add(index, [name for name in wanted if index.knows(name)])
+
+    def _case(self, section: Section, evidence: RegionEvidence, exactness: Exactness) -> Case | None:
+        """A section with its own boundary values; None if they cannot be had."""
+        case = Case(section, evidence, self._boundary(section, exactness))
+        if not case.sets:
+            evidence.reason = f"the values around it are not known: {self._capture.problem or 'no input set reaches it'}"
+            return None
+        return case
 
     def _boundary(self, section: Section, exactness: Exactness) -> list[BoundarySet]:
         captured = self._capture.get(section.inputs)
@@ -144,17 +152,25 @@ class SiteGate:
         return list(boundary_sets(captured, free, self._seed))
 
     def _run(self, cases: list[Case], exactness: Exactness) -> None:
-        for batch in (
-            [case for case in cases if case.first is None],
-            [case for case in cases if case.first is not None],
-        ):
-            if not batch:
-                continue
-            types = [{name: element_type(array) for name, array in case.sets[0].arrays.items()} for case in batch]
-            old = run_side(batch, types, False, self._worker, self._lower)
-            new = run_side(batch, types, True, self._worker, self._lower)
-            for case, before, after in zip(batch, old, new, strict=True):
-                self._judge(case, before, after, exactness)
+        if not cases:
+            return
+        types = [{name: element_type(array) for name, array in case.sets[0].arrays.items()} for case in cases]
+        old = run_side(cases, types, False, self._worker, self._lower)
+        new = run_side(cases, types, True, self._worker, self._lower)
+        for case, before, after in zip(cases, old, new, strict=True):
+            self._judge(case, before, after, exactness)
+
+    def _run_again(self, check: SiteCheck, members: Sequence[Case], exactness: Exactness) -> None:
+        """Sections that have not passed on another one's values run on their own: their shapes may be others."""
+        doubtful = [case for case in members if case.evidence.status != "passed"]
+        self._capture_around(check, [case.section for case in doubtful])
+        again = []
+        for case in doubtful:
+            case.evidence.status, case.evidence.reason, case.evidence.shared_with = "not-run", "", ""
+            own = self._case(case.section, case.evidence, exactness)
+            if own is not None:
+                again.append(own)
+        self._run(again, exactness)
 
     def _judge(self, case: Case, before: SideRun, after: SideRun, exactness: Exactness) -> None:
         evidence = case.evidence
@@ -165,6 +181,8 @@ class SiteGate:
         if after.crashed or not any(after.ran_on(number) for number in range(len(case.sets))):
             evidence.status, evidence.reason = "failed", f"what took its place does not run: {after.problem}"
             return
+        evidence.sets, evidence.free = len(case.sets), len(case.section.free)
+        evidence.captured = sum(one.is_captured for one in case.sets)
         truth = DoubleEvaluator(before.model) if case.first is None and exactness not in ("exact", "quantizing") else None
         promised: Exactness = "reassociating" if exactness == "exact" and case.section.held else exactness
         worst = Judgement(-1.0)
@@ -192,10 +210,9 @@ class SiteGate:
         if worst.ratio > 1.0:
             evidence.status = "failed"
             evidence.reason = f"value '{evidence.output}' on '{evidence.worst_set}': {worst.message}"
-        elif compared:
-            evidence.status = "passed"
         else:
-            evidence.reason = "what it makes is empty on every set"
+            evidence.status = "passed"
+            evidence.reason = "" if compared else "what it makes is empty on every set"
 
     def _judge_one(self, arrays: list[np.ndarray], one: BoundarySet, exactness: Exactness) -> Judgement:
         truth = arrays[2] if len(arrays) > 2 else None

@@ -13,7 +13,10 @@ from rewright.verify.inputs import InputSet
 from rewright.verify.tolerance import is_floating, tolerance_for
 
 _NOISE_FACTOR: Final = 4.0
-"""How many times the old part's own distance from float64 the new part may be away from it."""
+"""How many times the old part's own distance from float64, in that row, the new part may be away from it."""
+
+_SPREAD_FACTOR: Final = 3.0
+"""The same for the largest distance in the whole tensor: which row rounding hits hardest is chance."""
 
 _SMALLEST: Final = 1e-30
 
@@ -94,7 +97,12 @@ def _close(wanted: np.ndarray, got: np.ndarray, truth: np.ndarray | None, exactn
     difference = np.where(finite, np.abs(np.where(finite, new, 0.0) - np.where(finite, exact, 0.0)), 0.0)
     scale = float(np.sqrt(np.mean(np.square(magnitude[finite]))))
     row = error.max(axis=-1, keepdims=True) if error.ndim else error
-    allowed = tolerance.atol * scale + tolerance.rtol * magnitude + np.maximum(_NOISE_FACTOR * row, error.max()) + _SMALLEST
+    allowed = (
+        tolerance.atol * scale
+        + tolerance.rtol * magnitude
+        + np.maximum(_NOISE_FACTOR * row, _SPREAD_FACTOR * error.max())
+        + _SMALLEST
+    )
     ratios = difference / allowed
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     ratio = float(ratios[worst])

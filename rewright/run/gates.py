@@ -1,0 +1,185 @@
+"""The gates after a pass, and what becomes of a candidate that does not get through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from rewright.model.carrier import Model
+from rewright.model.mixture import mixture
+from rewright.model.regions import ClaimedSite, GraphIndex, Region, regions
+from rewright.passes.contract import FailurePolicy, Pass, Site
+from rewright.report.model import PassReport, UndoneReport
+from rewright.verify.interface import check_interface
+from rewright.verify.kernels import check_kernels
+from rewright.verify.parity import ParityEvidence, ParityGate
+from rewright.verify.process import SessionWorker
+from rewright.verify.search import minimal_failing_set
+from rewright.verify.sites.gate import SiteCheck, SiteGate
+from rewright.verify.structure import check_structure
+
+_MOST_TRIALS: Final = 48
+"""Candidates that are tried at most to find out which sites of a pass are wrong."""
+
+
+@dataclass
+class Gates:
+    """What a candidate has to get through.
+
+    Attributes:
+        target: where the result will run.
+        worker: the process that loads and runs models.
+        parity: compares whole models; None where that was not asked for, or cannot be done.
+        make_sites: makes the gate that compares sites, when it is first needed; None where sites cannot be run.
+        always_sites: whether sites are compared after every pass, or only to find the wrong one after another gate has failed.
+        loads_kernels: whether new kinds of nodes are loaded where no parity gate runs the model.
+    """
+
+    target: str
+    worker: SessionWorker
+    parity: ParityGate | None
+    make_sites: Callable[[], SiteGate] | None
+    always_sites: bool
+    loads_kernels: bool
+    last_parity: ParityEvidence | None = None
+    _sites: SiteGate | None = field(default=None, repr=False)
+
+    def pass_through(
+        self, step: Pass, before: Model, candidate: Model, sites: Sequence[Site], record: PassReport, policy: FailurePolicy
+    ) -> Model | None:
+        """The candidate, or what is left of it without the sites that fail; None if nothing is.
+
+        Evidence, what was undone, and the reason go to the record.
+        """
+        trial = _Trial(self, step, before, candidate, sites, record)
+        reason = trial.reason(candidate, record)
+        kept: Model | None = candidate
+        if reason:
+            record.reason = reason
+            kept = trial.without_the_failing() if policy == "rollback" else None
+        if kept is not None and self.parity is not None:
+            self.parity.keep(step.exactness)
+            self.last_parity = record.parity
+        return kept
+
+    @property
+    def sites(self) -> SiteGate | None:
+        """The gate that compares sites."""
+        if self._sites is None and self.make_sites is not None:
+            self._sites = self.make_sites()
+        return self._sites
+
+
+@dataclass
+class _Trial:
+    """One application of one pass on its way through the gates."""
+
+    gates: Gates
+    step: Pass
+    before: Model
+    candidate: Model
+    sites: Sequence[Site]
+    record: PassReport
+    checked: SiteCheck | None = None
+
+    def reason(self, model: Model, record: PassReport, *, is_trial: bool = False) -> str:
+        """Runs the gates, cheapest first; returns why the first one failed, or an empty string."""
+        gates = self.gates
+        record.structure = check_structure(self.before, model)
+        if record.structure.status == "failed":
+            return f"structure: {record.structure.reason}"
+        if not self.step.changes_interface:
+            record.interface = check_interface(self.before, model)
+            if record.interface.status == "failed":
+                return f"interface: {record.interface.reason}"
+        if gates.always_sites and self.checked is None and not is_trial:
+            self.checked = self._check_sites()
+            if self.checked is not None and self.checked.evidence.status == "failed":
+                return f"sites: {self.checked.evidence.reason}"
+        if gates.parity is None:
+            if gates.loads_kernels:
+                added = {name for site in self.sites for name in site.added}
+                record.kernels = check_kernels(model, added, gates.worker)
+                if record.kernels.status == "failed":
+                    return f"kernels: {record.kernels.problems[0]}"
+            return ""
+        record.parity = gates.parity.check(model, self.step.exactness, is_trial=is_trial)
+        return f"parity: {record.parity.reason}" if record.parity.status == "failed" else ""
+
+    def _check_sites(self) -> SiteCheck | None:
+        gate = self.gates.sites
+        if gate is None:
+            return None
+        check = gate.check(self.before, self.candidate, claimed(self.sites), self.step.exactness)
+        self.record.site_parity = check.evidence
+        return check
+
+    def without_the_failing(self) -> Model | None:
+        """The candidate with as few regions undone as it takes; None if all of them have to go."""
+        if self.checked is None and self.record.structure is not None and self.record.structure.status == "passed":
+            self.checked = self._check_sites()
+        before, after = self._models()
+        found = [entry.region for entry in self.checked.regions] if self.checked is not None else []
+        found = found or regions(before, after, claimed(self.sites))
+        failing = {id(region) for region in self.checked.failing} if self.checked is not None else set()
+        undone = frozenset(number for number, region in enumerate(found) if id(region) in failing)
+        kept = self._try(before, after, found, undone) if undone and len(undone) < len(found) else None
+        if kept is None and len(found) > 1:
+            culprits = self._search(before, after, found, undone)
+            kept = self._try(before, after, found, culprits) if len(culprits) < len(found) else None
+            undone = culprits if kept is not None else undone
+        if kept is None:
+            undone = frozenset(range(len(found)))
+        self._write_down([found[number] for number in sorted(undone)], kept is not None)
+        return kept
+
+    def _models(self) -> tuple[GraphIndex, GraphIndex]:
+        if self.checked is not None:
+            return self.checked.before, self.checked.after
+        return GraphIndex(self.before), GraphIndex(self.candidate)
+
+    def _try(self, before: GraphIndex, after: GraphIndex, found: Sequence[Region], undone: frozenset[int]) -> Model | None:
+        model = mixture(before, after, [found[number] for number in undone])
+        scratch = self.record.model_copy(deep=True)
+        if model is None or self.reason(model, scratch):
+            return None
+        for gate in ("structure", "interface", "kernels", "parity"):
+            setattr(self.record, gate, getattr(scratch, gate))
+        return model
+
+    def _search(self, before: GraphIndex, after: GraphIndex, found: Sequence[Region], known: frozenset[int]) -> frozenset[int]:
+        """The smallest set that was found of regions whose undoing mends the model; ``known`` are wrong already."""
+        open_numbers = [number for number in range(len(found)) if number not in known]
+        scratch = self.record.model_copy(deep=True)
+
+        def fails(members: frozenset[int]) -> bool:
+            undone = known.union(number for place, number in enumerate(open_numbers) if place not in members)
+            model = mixture(before, after, [found[number] for number in undone])
+            return model is None or bool(self.reason(model, scratch, is_trial=True))
+
+        if not open_numbers:
+            return known
+        return known.union(open_numbers[place] for place in minimal_failing_set(len(open_numbers), fails, _MOST_TRIALS))
+
+    def _write_down(self, undone: Sequence[Region], is_partial: bool) -> None:
+        reasons: dict[int, str] = {}
+        if self.checked is not None:
+            reasons = {
+                id(entry.region): entry.evidence.reason for entry in self.checked.regions if entry.evidence.status == "failed"
+            }
+        self.record.undone = [
+            UndoneReport(sites=list(region.sites), at=region.label, reason=reasons.get(id(region), self.record.reason))
+            for region in undone
+        ]
+        if is_partial:
+            count = sum(max(1, len(region.sites)) for region in undone)
+            total = max(len(self.sites), count)
+            self.record.reason = (
+                f"{count} of {total} sites were undone: {self.record.undone[0].at}: {self.record.undone[0].reason}"
+            )
+
+
+def claimed(sites: Sequence[Site]) -> list[ClaimedSite]:
+    """What a pass says of its sites, as the comparison of two models takes it."""
+    return [ClaimedSite(site.id, (*site.removed, *site.added, *site.values)) for site in sites]
