@@ -12,7 +12,7 @@ from rewright.model.carrier import Model
 from rewright.passes.contract import Pass, Target
 from rewright.registry.catalog import default_catalog
 from rewright.report.model import PassReport
-from rewright.run import VERIFY_MODES, RunResult, VerifyMode
+from rewright.run import RunResult, VerifyMode
 from rewright.testing import wording
 from rewright.testing.sources import Seal, Source, model_of
 
@@ -20,6 +20,8 @@ PassLike: TypeAlias = Pass | type[Pass] | str
 """A configured pass, a pass class with its default options, or chain text."""
 
 _UNCHECKED_MODES: Final = ("off", "structure")
+_MODES: Final[dict[VerifyMode, VerifyMode]] = {"sites": "model"}
+"""How a run is told to verify, where that is not the mode's own name."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def check_pass(
     inputs: Inputs | None = None,
     target: Target = "cpu",
     before: str = "",
-    verify: str = "sites",
+    verify: VerifyMode = "sites",
     idempotent: bool = True,
 ) -> RunResult:
     """Runs a pass on a model and raises one AssertionError that lists everything that is wrong.
@@ -117,7 +119,7 @@ def examine(
     inputs: Inputs | None = None,
     target: Target = "cpu",
     before: str = "",
-    verify: str = "sites",
+    verify: VerifyMode = "sites",
     idempotent: bool = True,
     must_prove: bool = True,
 ) -> CheckedRun:
@@ -130,7 +132,7 @@ def examine(
     seal = Seal(model, start)
     origin = Chain(before).run(start, target=target, verify="off").model if before else start
     counted = {pass_.name} if not isinstance(pass_, str) else {step.name for step in chain}
-    mode = "structure" if sites == 0 and len(chain) == 1 and verify != "off" else available_mode(verify)
+    mode = "structure" if sites == 0 and len(chain) == 1 and verify != "off" else _MODES.get(verify, verify)
     result = chain.run(origin, target=target, verify=mode, inputs=inputs)
     records = [record for record in result.report.passes if record.name in counted]
 
@@ -166,11 +168,6 @@ def chain_of(pass_: PassLike) -> Chain:
     step = pass_() if isinstance(pass_, type) else pass_
     catalog = default_catalog()
     return Chain([step], catalog=catalog if step.name in catalog else catalog.extended(type(step)))
-
-
-def available_mode(verify: str) -> VerifyMode:
-    """The mode itself, or "model" for "sites" where runs do not have that."""
-    return "model" if verify == "sites" and "sites" not in VERIFY_MODES else verify  # type: ignore[return-value]
 
 
 def _refusal_problems(records: list[PassReport], reason: str | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, get_args
 
@@ -13,7 +13,8 @@ from rewright.api import Chain
 from rewright.model.carrier import Model
 from rewright.model.elements import normal_domain
 from rewright.passes.contract import Exactness, Pass, Target
-from rewright.passes.graph_pass import FunctionPass
+from rewright.passes.pattern_pass import PatternPass
+from rewright.run import VerifyMode
 from rewright.testing import variants, wording
 from rewright.testing.checking import CheckedRun, chain_of, check_pass, examine
 from rewright.testing.sources import Source, model_of, parse
@@ -67,11 +68,13 @@ class PassConformance:
         refuses: models that it leaves as they are by name, and a regular expression for the reason.
         chain_before: chain text that runs before the pass on each of these models.
         verify: how runs are verified; see ``check_pass``.
-        opsets: versions of the standard domain at which it has to fire as well, as far as the nodes of a model admit them.
-            At the others it may refuse.
+        opsets: versions of the standard domain that the models are also tried at, as far as their nodes admit them; the pass
+            may refuse there, but not be wrong.
+        fires_at: those at which it has to fire as well.
         fires_in_bodies: whether it has to fire in the branches of an If as well.
         dtypes: what float32 is replaced by; the pass may refuse, but not be wrong.
         targets: where the result is going to run; likewise.
+        random_graphs: how many generated models it has to leave unharmed; each takes about a tenth of a second.
     """
 
     pass_: ClassVar[Pass | type[Pass] | None] = None
@@ -79,11 +82,13 @@ class PassConformance:
     fires: ClassVar[Mapping[str, Source | tuple[Source, int]]] = {}
     refuses: ClassVar[Mapping[str, tuple[Source, str]]] = {}
     chain_before: ClassVar[str] = ""
-    verify: ClassVar[str] = "sites"
-    opsets: ClassVar[Iterable[int]] = ()
+    verify: ClassVar[VerifyMode] = "sites"
+    opsets: ClassVar[Sequence[int]] = OPSETS
+    fires_at: ClassVar[Container[int]] = ()
     fires_in_bodies: ClassVar[bool] = True
     dtypes: ClassVar[Sequence[str]] = DTYPES
     targets: ClassVar[Sequence[Target]] = TARGETS
+    random_graphs: ClassVar[int] = 20
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Makes one test of each pass, positive, refusal, opset, dtype and target."""
@@ -103,7 +108,7 @@ class PassConformance:
         yield "configured", passes, [chain_of(step).text for step in passes]
         yield "positive", positives, ids(positives)
         yield "refusal", refusals, ids(refusals)
-        yield "opset", OPSETS, [f"opset{version}" for version in OPSETS]
+        yield "opset", self.opsets, [f"opset{version}" for version in self.opsets]
         yield "dtype", self.dtypes, self.dtypes
         yield "target", self.targets, self.targets
         yield "empty", list(_EMPTY.values()), list(_EMPTY)
@@ -143,12 +148,10 @@ class PassConformance:
 
     def test_fires(self, positive: Positive) -> None:
         """It fires as often as stated; the gates pass; a second run changes nothing; the input is untouched."""
-        __tracebackhide__ = True
         check_pass(positive.pass_, positive.model, sites=positive.sites, before=self.chain_before, verify=self.verify)
 
     def test_refuses(self, refusal: Refusal) -> None:
         """It leaves the model as it is, and the reason is the one that is expected."""
-        __tracebackhide__ = True
         check_pass(refusal.pass_, refusal.model, sites=0, refuses=refusal.reason, before=self.chain_before)
 
     def test_is_deterministic(self, positive: Positive) -> None:
@@ -168,7 +171,7 @@ class PassConformance:
     def test_other_opsets(self, positive: Positive, opset: int) -> None:
         """At every opset that the model's nodes admit it fires or refuses, and is never wrong."""
         model = self._variant(lambda: variants.at_opset(model_of(positive.model), opset))
-        wanted = positive.sites if opset in set(self.opsets) else None
+        wanted = positive.sites if opset in self.fires_at else None
         self._must_be_sound(positive.pass_, model, f"at opset {opset}", sites=wanted)
 
     def test_other_dtypes(self, positive: Positive, dtype: str) -> None:
@@ -205,31 +208,47 @@ class PassConformance:
     def test_in_bodies(self, positive: Positive) -> None:
         """In the branches of an If, weights captured from outside, it fires as often in each, and is not wrong."""
         model = self._variant(lambda: variants.in_bodies(self._origin(positive.model)))
-        wanted = 2 * positive.sites if self.fires_in_bodies else None
         checked = self._must_be_sound(positive.pass_, model, "in the branches of an If", raw=False)
-        if wanted is not None:
-            fired = _fired(checked)
-            assert fired >= wanted, (
-                f"in the two branches of an If it fires at {wording.count(fired, 'site')}, {wanted} expected"
-                f"{wording.rejections(checked.result.report.passes)}\n"
-                "Go through every graph (session.view.graphs()), or set fires_in_bodies = False."
-            )
+        if self.fires_in_bodies:
+            hint = "Go through every graph (session.view.graphs()), or set fires_in_bodies = False."
+            self._must_fire(checked, 2 * positive.sites, "in the two branches of an If", hint)
 
     def test_twice_in_one_model(self, positive: Positive) -> None:
-        """Beside a copy of itself the model has the same sites twice."""
+        """Beside a copy of itself it fires twice as often; a graph pass may call what it does to a graph one site."""
         model = self._variant(lambda: variants.twice(self._origin(positive.model)))
         checked = self._must_be_sound(positive.pass_, model, "twice in one model", raw=False)
-        per_graph = isinstance(positive.pass_, FunctionPass)  # which records what it did in a graph as one site
-        wanted, fired = positive.sites if per_graph else 2 * positive.sites, _fired(checked)
-        assert fired >= wanted, (
-            f"twice in one model it fires at {wording.count(fired, 'site')}, {wanted} expected"
-            f"{wording.rejections(checked.result.report.passes)}"
-        )
+        wanted = 2 * positive.sites if isinstance(positive.pass_, PatternPass) else positive.sites
+        self._must_fire(checked, wanted, "twice in one model")
 
     def test_empty_models(self, configured: Pass, empty: str) -> None:
         """A model without nodes is left as it is."""
-        __tracebackhide__ = True
         check_pass(configured, parse(empty), sites=0)
+
+    def test_random_graphs(self, configured: Pass) -> None:
+        """Generated well-typed models are not harmed: whatever it does to them passes the gates and is done once."""
+        pytest.importorskip("hypothesis")
+        from hypothesis import HealthCheck, given, note, settings
+
+        from rewright.testing import strategies
+
+        if not self.random_graphs:
+            pytest.skip("random_graphs is 0")
+
+        @settings(
+            max_examples=self.random_graphs,
+            deadline=None,
+            derandomize=True,  # a failure has to be seen again
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(strategies.models())
+        def is_unharmed(model: onnx.ModelProto) -> None:
+            note(onnx.printer.to_text(model))
+            checked = examine(configured, model, sites=None, before=self.chain_before, verify="model", must_prove=False)
+            if checked.problems:
+                raise AssertionError(checked.message)
+
+        is_unharmed()
 
     def _origin(self, source: Source) -> Model:
         model = model_of(source)
@@ -268,6 +287,15 @@ class PassConformance:
         return checked
 
     @staticmethod
+    def _must_fire(checked: CheckedRun, wanted: int, circumstance: str, hint: str = "") -> None:
+        __tracebackhide__ = True
+        records = checked.result.report.passes
+        fired = sum(len(record.sites) for record in records)
+        if fired < wanted:
+            said = f"{circumstance} it fires at {wording.count(fired, 'site')}, {wanted} expected{wording.rejections(records)}"
+            raise AssertionError(f"{said}\n{hint}".rstrip())
+
+    @staticmethod
     def _must_have_kernels(checked: CheckedRun, target: Target) -> None:
         """Whether every op that was added runs on the target in the type of the value that its contract is typed by."""
         __tracebackhide__ = True
@@ -282,10 +310,6 @@ def _account(run: CheckedRun) -> list[tuple[Any, ...]]:
         (record.name, [site.model_dump() for site in record.sites], [item.model_dump() for item in record.rejections])
         for record in run.result.report.passes
     ]
-
-
-def _fired(run: CheckedRun) -> int:
-    return sum(len(record.sites) for record in run.result.report.passes)
 
 
 def _added_ops(run: CheckedRun) -> set[tuple[str, str]]:

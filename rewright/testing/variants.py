@@ -69,7 +69,8 @@ def at_opset(model: Model, version: int) -> Model:
     try:
         converted = version_converter.convert_version(_copy(model.proto), version)
     except Exception as error:
-        raise NoVariantError(f"onnx's version converter: {str(error).strip().splitlines()[-1:]}") from error
+        reason = str(error).rpartition("failed: ")[2].strip()  # of the C++ assertion that it is
+        raise NoVariantError(f"onnx's version converter: {reason}") from error
     converted.ir_version = max(model.proto.ir_version, ir_version_for(version))
     return model.with_proto(converted)
 
@@ -256,7 +257,7 @@ def _copy(proto: ModelProto) -> ModelProto:
 
 def _is_written_the_same(op: str, current: int, version: int) -> bool:
     """Whether the op has one definition at both opsets, or definitions of which the later one only adds to the earlier."""
-    was_reviewed = REVIEWED_FROM <= min(current, version) and max(current, version) <= REVIEWED_UP_TO
+    was_reviewed = min(current, version) >= REVIEWED_FROM and max(current, version) <= REVIEWED_UP_TO
     return _since(op, current) == _since(op, version) or (was_reviewed and op in PURE_SUPERSETS and bool(_since(op, version)))
 
 
