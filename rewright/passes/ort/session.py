@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Literal
 
@@ -77,7 +80,9 @@ class OrtSession(ModelPass):
                 break
             if result.fingerprint() == before.fingerprint():
                 break
-        for node in fresh_nodes(source.proto, result.proto):
+        fresh = list(fresh_nodes(source.proto, result.proto))
+        _name(fresh, result.proto)
+        for node in fresh:
             node.metadata_props.add(key="rewright.pass", value=self.name)
         if record_difference(session, result) is None:
             return source
@@ -128,6 +133,19 @@ class OrtSession(ModelPass):
 
 class _Unloadable(Exception):  # noqa: N818  (becomes a note)
     """ONNX Runtime refuses the source model."""
+
+
+def _name(fresh: Sequence[NodeProto], proto: ModelProto) -> None:
+    """Names what ONNX Runtime leaves without a name, or gives the name of another node."""
+    times = Counter(node.name for node in all_nodes(proto))
+    for node in fresh:
+        if node.name and times[node.name] == 1:
+            continue
+        times[node.name] -= 1
+        base = node.name or f"{node.op_type}_{next(filter(None, node.output), '')}"
+        numbered = (f"{base}_{number}" for number in itertools.count(1))
+        node.name = next(name for name in itertools.chain((base,), numbered) if not times[name])
+        times[node.name] = 1
 
 
 def _stubs(graph: GraphProto) -> list[TensorProto]:
