@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from rewright.model.carrier import Model, bodies
-from rewright.model.regions import GraphIndex, reads
+from rewright.model.elements import normal_domain
+from rewright.model.regions import GraphIndex, changed_constants, changed_functions, reads
 from rewright.verify.sites.section import Side
 
 _FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
@@ -18,11 +19,19 @@ _FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
 
 @dataclass(frozen=True)
 class Part:
-    """One side of a section inside an assembled model, whose values carry the prefix there."""
+    """One side of a section inside an assembled model.
+
+    Attributes:
+        side: its nodes.
+        outputs: the values that it makes for others.
+        boundary: prefix of its inputs there, which the two sides of a section share.
+        inner: prefix of all other values.
+    """
 
     side: Side
     outputs: tuple[str, ...]
-    prefix: str
+    boundary: str = ""
+    inner: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,48 +43,56 @@ class Assembly:
     outputs: tuple[tuple[str, ...], ...]
 
 
+def fit_together(before: GraphIndex, after: GraphIndex) -> bool:
+    """Whether parts of both models can stand in one: the same opsets and functions, and no constant that has two values."""
+    first, second = before.model.proto, after.model.proto
+    versions = [sorted((normal_domain(entry.domain), entry.version) for entry in proto.opset_import) for proto in (first, second)]
+    known = dict(versions[0])
+    agree = all(known.get(domain, version) == version for domain, version in versions[1])
+    return agree and not changed_functions(first, second) and not changed_constants(before, after)
+
+
 def assemble(parts: Sequence[Part], types: Mapping[str, int]) -> Assembly:
-    """One model that holds all parts. Its inputs are those of the parts, under their prefixes.
+    """One model that holds all parts.
 
     Args:
-        parts: sides of one and the same model.
-        types: ``TensorProto.DataType`` of each boundary value, by its name in that model.
+        parts: sides of one model, or of two that ``fit_together``.
+        types: ``TensorProto.DataType`` of each boundary value, by its name in the assembled model.
     """
-    index = parts[0].side.index
     graph = GraphProto(name="sites")
-    constants: dict[str, None] = {}
+    constants: dict[str, TensorProto] = {}
+    inputs: dict[str, None] = {}
     outputs = []
     for part in parts:
-        constants.update(dict.fromkeys(part.side.constants))
-        graph.input.extend(
-            helper.make_tensor_value_info(part.prefix + name, types[name], None) for name in part.side.inputs if name in types
-        )
+        constants.update((name, part.side.index.constants[name]) for name in part.side.constants)
+        names = {name: part.boundary + name for name in part.side.inputs} | {name: name for name in part.side.constants}
+        inputs.update(dict.fromkeys(part.boundary + name for name in part.side.inputs))
         nodes = part.side.nodes
-        fixed = set(part.side.constants)
-        graph.node.extend(prefixed(node, part.prefix, fixed) for node in nodes)
+        graph.node.extend(renamed(node, part.inner, names) for node in nodes)
         made = {name for node in nodes for name in node.output}
-        names = tuple(part.prefix + name if name in made else f"{part.prefix}{name}//given" for name in part.outputs)
-        for name, target in zip(part.outputs, names, strict=True):
+        found = tuple(part.inner + name if name in made else f"{part.inner}{name}//given" for name in part.outputs)
+        for name, target in zip(part.outputs, found, strict=True):
             if name not in made:  # folded into a constant, or the same as an input
-                source = name if name in fixed else part.prefix + name
-                graph.node.append(helper.make_node("Identity", [source], [target], name=target))
-        outputs.append(names)
+                graph.node.append(helper.make_node("Identity", [names[name]], [target], name=target))
+        outputs.append(found)
+    graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in inputs)
     graph.output.extend(ValueInfoProto(name=name) for names in outputs for name in names)
-    graph.initializer.extend(index.constants[name] for name in constants)
-    return Assembly(_model(index, graph), tuple(parts), tuple(outputs))
+    graph.initializer.extend(constants.values())
+    first, last = parts[0].side.index, parts[-1].side.index
+    return Assembly(_model(last, graph, first), tuple(parts), tuple(outputs))
 
 
-def prefixed(node: NodeProto, prefix: str, constants: set[str]) -> NodeProto:
-    """A copy of the node whose values, those that its bodies capture included, carry the prefix; constants keep their names."""
+def renamed(node: NodeProto, prefix: str, names: Mapping[str, str]) -> NodeProto:
+    """A copy of the node whose values have the given names, and the others the prefix; bodies that capture them follow."""
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.name = prefix + node.name if node.name else ""
-    for names in (copy.input, copy.output):
-        for position, name in enumerate(names):
-            if name and name not in constants:
-                names[position] = prefix + name
+    for values in (copy.input, copy.output):
+        for position, name in enumerate(values):
+            if name:
+                values[position] = names.get(name, prefix + name)
     if node.attribute and next(bodies(node), None) is not None:
-        captured = {name: prefix + name for name in reads(node) if name not in constants}
+        captured = {name: names.get(name, prefix + name) for name in reads(node)}
         for body in bodies(copy):
             _rename_captured(body, captured)
     return copy
@@ -145,10 +162,13 @@ def _without_outputs(node: NodeProto, given: Iterable[str]) -> NodeProto:
     return copy
 
 
-def _model(index: GraphIndex, graph: GraphProto) -> Model:
+def _model(index: GraphIndex, graph: GraphProto, other: GraphIndex | None = None) -> Model:
     source = index.model.proto
     proto = ModelProto(ir_version=max(source.ir_version, _FIRST_IR_WITH_PLAIN_INITIALIZERS), graph=graph)
     proto.opset_import.extend(source.opset_import)
+    if other is not None and other is not index:
+        known = {normal_domain(entry.domain) for entry in source.opset_import}
+        proto.opset_import.extend(entry for entry in other.model.proto.opset_import if normal_domain(entry.domain) not in known)
     proto.functions.extend(source.functions)
     return index.model.with_proto(proto)
 

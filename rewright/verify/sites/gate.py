@@ -15,17 +15,19 @@ from rewright.passes.contract import Exactness
 from rewright.verify.comparison import QuantizationBudget
 from rewright.verify.inputs import InputSet
 from rewright.verify.process import SessionWorker
-from rewright.verify.sites.assembly import element_type
 from rewright.verify.sites.boundary_values import BoundarySet, boundary_sets
 from rewright.verify.sites.capture import Capture
 from rewright.verify.sites.double import DoubleEvaluator
 from rewright.verify.sites.evidence import RegionEvidence, SiteParityEvidence
 from rewright.verify.sites.judgement import Judgement, judge, without_padded_rows
 from rewright.verify.sites.ranges import FreeValues, free_inputs
-from rewright.verify.sites.running import Case, SideRun, run_side
+from rewright.verify.sites.running import Case, SideRun, model_of, run_sections
 from rewright.verify.sites.section import Section, make_section
 
 _MOST_CAPTURED: Final = 4
+_HEAVY: Final = 2**20
+"""Elements of weights from which a section runs on fewer sets."""
+
 _LARGEST_SET: Final = 2**26
 """Bytes of boundary values in one set; larger ones are left out where there are smaller ones."""
 
@@ -149,15 +151,10 @@ class SiteGate:
         if not captured:
             return []
         free = () if exactness == "quantizing" else section.free
-        return list(boundary_sets(captured, free, self._seed))
+        return list(boundary_sets(captured, free, self._seed, is_heavy=section.weight_elements() > _HEAVY))
 
     def _run(self, cases: list[Case], exactness: Exactness) -> None:
-        if not cases:
-            return
-        types = [{name: element_type(array) for name, array in case.sets[0].arrays.items()} for case in cases]
-        old = run_side(cases, types, False, self._worker, self._lower)
-        new = run_side(cases, types, True, self._worker, self._lower)
-        for case, before, after in zip(cases, old, new, strict=True):
+        for case, (before, after) in zip(cases, run_sections(cases, self._worker, self._lower), strict=True):
             self._judge(case, before, after, exactness)
 
     def _run_again(self, check: SiteCheck, members: Sequence[Case], exactness: Exactness) -> None:
@@ -183,7 +180,7 @@ class SiteGate:
             return
         evidence.sets, evidence.free = len(case.sets), len(case.section.free)
         evidence.captured = sum(one.is_captured for one in case.sets)
-        truth = DoubleEvaluator(before.model) if case.first is None and exactness not in ("exact", "quantizing") else None
+        truth = DoubleEvaluator(model_of(case)) if case.first is None and exactness not in ("exact", "quantizing") else None
         promised: Exactness = "reassociating" if exactness == "exact" and case.section.held else exactness
         worst = Judgement(-1.0)
         compared = 0

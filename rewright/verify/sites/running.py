@@ -1,8 +1,8 @@
-"""Runs one side of many sections: all in one session where that works, each by itself where it does not."""
+"""Runs sections: many of them, both sides, in one session where that works, each side by itself where it does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rewright.model.carrier import Model
 from rewright.verify.process import SessionCrash, SessionError, SessionRun, SessionWorker, first_line
-from rewright.verify.sites.assembly import Assembly, Part, assemble
+from rewright.verify.sites.assembly import Part, assemble, element_type, fit_together
 from rewright.verify.sites.boundary_values import BoundarySet
 from rewright.verify.sites.evidence import RegionEvidence
 from rewright.verify.sites.section import Section, Side
@@ -51,7 +51,6 @@ class Case:
 class SideRun:
     """One side of one section on its sets."""
 
-    model: Model
     is_lowered: bool
     crashed: bool = False
     problem: str = ""
@@ -76,92 +75,92 @@ class SideRun:
         return self.errors.get(number, self.problem)
 
 
-Types = Mapping[str, int]
-
-
-def run_side(
-    cases: Sequence[Case], types: Sequence[Types], is_new: bool, worker: SessionWorker, lower: Callable[[Model], Model] | None
-) -> list[SideRun]:
-    """One run for each case, in order."""
-    runs: list[SideRun] = []
-    for batch in _batches(list(zip(cases, types, strict=True)), is_new):
-        together = _together(batch, is_new, worker, lower) if len(batch) > 1 else None
-        if together is None:
-            together = [_alone(case, known, is_new, worker, lower) for case, known in batch]
-        runs.extend(together)
+def run_sections(
+    cases: Sequence[Case], worker: SessionWorker, lower: Callable[[Model], Model] | None
+) -> list[tuple[SideRun, SideRun]]:
+    """Both sides of each case, in order."""
+    if not cases:
+        return []
+    first = cases[0].section
+    kinds = [("a", "b")] if fit_together(first.old.index, first.new.index) else [("a",), ("b",)]
+    runs: list[tuple[SideRun, SideRun]] = []
+    for batch in _batches(cases):
+        found: dict[str, list[SideRun]] = {}
+        for kind in kinds:
+            together = _together(batch, kind, worker, lower) if len(batch) * len(kind) > 1 else None
+            found.update(together or {side: [_alone(case, side, worker, lower) for case in batch] for side in kind})
+        runs.extend(zip(found["a"], found["b"], strict=True))
     return runs
 
 
-def _batches(items: list[tuple[Case, Types]], is_new: bool) -> list[list[tuple[Case, Types]]]:
-    batches: list[list[tuple[Case, Types]]] = [[]]
+def _batches(cases: Sequence[Case]) -> list[list[Case]]:
+    batches: list[list[Case]] = [[]]
     nodes = size = 0
-    for item in items:
-        side = _side(item[0], is_new)
-        more = sum(array.nbytes for one in item[0].sets for array in one.arrays.values())
-        if batches[-1] and (nodes + len(side.numbers) > _MOST_NODES or size + more > _MOST_BYTES):
+    for case in cases:
+        more_nodes = len(case.section.old.numbers) + len(case.section.new.numbers)
+        more = sum(array.nbytes for one in case.sets for array in one.arrays.values())
+        if batches[-1] and (nodes + more_nodes > _MOST_NODES or size + more > _MOST_BYTES):
             batches.append([])
             nodes = size = 0
-        batches[-1].append(item)
-        nodes += len(side.numbers)
+        batches[-1].append(case)
+        nodes += more_nodes
         size += more
-    return [batch for batch in batches if batch]
+    return batches
 
 
-def _side(case: Case, is_new: bool) -> Side:
-    return case.section.new if is_new else case.section.old
+def _side(case: Case, kind: str) -> Side:
+    return case.section.old if kind == "a" else case.section.new
 
 
-def _part(case: Case, is_new: bool, number: int) -> Part:
-    return Part(_side(case, is_new), case.section.outputs, f"{number}/")
-
-
-def _assemble(batch: Sequence[tuple[Case, Types]], is_new: bool) -> Assembly:
-    parts = [_part(case, is_new, number) for number, (case, _) in enumerate(batch)]
-    types = {name: kind for _, known in batch for name, kind in known.items()}
-    return assemble(parts, types)
+def _types(case: Case, boundary: str = "") -> dict[str, int]:
+    return {boundary + name: element_type(array) for name, array in case.sets[0].arrays.items()}
 
 
 def _together(
-    batch: Sequence[tuple[Case, Types]], is_new: bool, worker: SessionWorker, lower: Callable[[Model], Model] | None
-) -> list[SideRun] | None:
-    """All cases in one session, or None if any of them cannot be run."""
-    assembly = _assemble(batch, is_new)
+    batch: Sequence[Case], kinds: Sequence[str], worker: SessionWorker, lower: Callable[[Model], Model] | None
+) -> dict[str, list[SideRun]] | None:
+    """The cases, one side or both of them, in one session; None if any of them cannot be run."""
+    parts: list[Part] = []
+    types: dict[str, int] = {}
+    for number, case in enumerate(batch):
+        types |= _types(case, f"{number}/")
+        parts += [Part(_side(case, kind), case.section.outputs, f"{number}/", f"{number}{kind}/") for kind in kinds]
+    assembly = assemble(parts, types)
+    wanted = {value.name for value in assembly.model.proto.graph.input}
     feeds = [
         {
-            part.prefix + name: case.sets[min(number, len(case.sets) - 1)].arrays[name]
-            for part, (case, _) in zip(assembly.parts, batch, strict=True)
-            for name in part.side.inputs
+            f"{number}/{name}": array
+            for number, case in enumerate(batch)
+            for name, array in case.sets[min(turn, len(case.sets) - 1)].arrays.items()
+            if f"{number}/{name}" in wanted
         }
-        for number in range(max(len(case.sets) for case, _ in batch))
+        for turn in range(max(len(case.sets) for case in batch))
     ]
     lowered = lower(assembly.model) if lower is not None else assembly.model
     try:
-        run = worker.run(lowered, feeds)
+        run = worker.run(lowered, feeds, threads=1)
     except SessionError:
         return None
     if any(result.error for result in run.results):
         return None
-    runs = []
-    for (case, _), part, names in zip(batch, assembly.parts, assembly.outputs, strict=True):
-        model = assemble([Part(part.side, part.outputs, "")], _types_of(batch, case)).model if not is_new else assembly.model
-        one = SideRun(model, lowered is not assembly.model)
-        one.found = {number: [run.results[number].outputs[name] for name in names] for number in range(len(case.sets))}
-        runs.append(one)
-    return runs
+    names = iter(assembly.outputs)
+    found: dict[str, list[SideRun]] = {kind: [] for kind in kinds}
+    for case in batch:
+        for kind in kinds:
+            ordered = next(names)
+            outputs = {turn: [run.results[turn].outputs[name] for name in ordered] for turn in range(len(case.sets))}
+            found[kind].append(SideRun(lowered is not assembly.model, found=outputs))
+    return found
 
 
-def _types_of(batch: Sequence[tuple[Case, Types]], case: Case) -> Types:
-    return next(known for other, known in batch if other is case)
-
-
-def _alone(case: Case, types: Types, is_new: bool, worker: SessionWorker, lower: Callable[[Model], Model] | None) -> SideRun:
-    side = _side(case, is_new)
-    assembly = assemble([Part(side, case.section.outputs, "")], types)
+def _alone(case: Case, kind: str, worker: SessionWorker, lower: Callable[[Model], Model] | None) -> SideRun:
+    side = _side(case, kind)
+    assembly = assemble([Part(side, case.section.outputs)], _types(case))
     lowered = lower(assembly.model) if lower is not None else assembly.model
-    one = SideRun(assembly.model, lowered is not assembly.model)
+    one = SideRun(lowered is not assembly.model)
     feeds = [{name: boundary.arrays[name] for name in side.inputs} for boundary in case.sets]
     try:
-        run: SessionRun = worker.run(lowered, feeds)
+        run: SessionRun = worker.run(lowered, feeds, threads=1)
     except SessionError as error:
         one.crashed, one.problem = isinstance(error, SessionCrash), first_line(error.message)
         return one
@@ -171,3 +170,8 @@ def _alone(case: Case, types: Types, is_new: bool, worker: SessionWorker, lower:
         else:
             one.found[number] = [result.outputs[name] for name in assembly.outputs[0]]
     return one
+
+
+def model_of(case: Case) -> Model:
+    """The part before the pass as a model of its own, with the boundary values as inputs."""
+    return assemble([Part(case.section.old, case.section.outputs)], _types(case)).model

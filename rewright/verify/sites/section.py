@@ -8,6 +8,7 @@ that occurred together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -97,6 +98,10 @@ class Section:
     def inputs(self) -> list[str]:
         """The boundary: what either graph reads."""
         return list(dict.fromkeys((*self.old.inputs, *self.new.inputs)))
+
+    def weight_elements(self) -> int:
+        """How many numbers its initializers hold."""
+        return sum(math.prod(self.old.index.constants[name].dims) for name in self.old.constants)
 
 
 def make_section(region: Region, before: GraphIndex, after: GraphIndex, free_values: FreeValues) -> Section:
