@@ -44,7 +44,9 @@ def test_the_package_installs_passes_its_tests_and_joins_the_catalog(kind, comma
     site = installed(package, tmp_path / "site")
     assert (site / "acme_relu_clip" / "py.typed").exists()
 
-    tests = run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=package, path=site)
+    # .ci/run runs all of them, as docs/plugins.md says; here those that every model goes through once
+    tests = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not (opsets or dtypes or targets or random or inner)",
+                cwd=package, path=site)  # fmt: skip
     assert tests.returncode == 0, tests.stdout
     assert " passed" in tests.stdout
 
