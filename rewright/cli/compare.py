@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rewright.cli import arguments, console
+from rewright.cli.divergence import show_divergence
 from rewright.cli.failures import DIFFERENT, DONE, UNUSABLE
+from rewright.model.errors import UsageError
 
 if TYPE_CHECKING:
+    from rewright.verify.mapping import NameMap
     from rewright.verify.models import ModelComparison
 
 
@@ -23,14 +27,41 @@ def verify(
     rtol: Annotated[float | None, typer.Option("--rtol", help="Relative tolerance of floating-point outputs.", min=0)] = None,
     atol: Annotated[float | None, typer.Option("--atol", help="Absolute tolerance of floating-point outputs.", min=0)] = None,
     seed: arguments.Seed = 0,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="OLD=NEW",
+            help="The candidate calls OLD, an input or output of the reference, NEW; or a YAML or JSON file; repeatable.",
+        ),
+    ] = None,
+    by_position: Annotated[
+        bool, typer.Option("--by-position", help="Inputs and outputs go together by their order, whatever their names.")
+    ] = False,
+    no_divergence: Annotated[
+        bool, typer.Option("--no-divergence", help="Do not look for the first inner value that differs.")
+    ] = False,
     as_json: arguments.AsJson = False,
     quiet: arguments.Quiet = False,
 ) -> int:
-    """Compares two models: inputs and outputs, then the numbers. Exit status 0 equal, 1 different, 2 not comparable."""
+    """Compares two models: inputs and outputs, then the numbers; where these differ, says where that begins.
+
+    Exit status 0 equal, 1 different, 2 not comparable.
+    """
     from rewright.verify.models import verify as compare
 
     with console.progress(not quiet):
-        comparison = compare(reference, candidate, inputs=inputs, rtol=rtol, atol=atol, seed=seed)
+        comparison = compare(
+            reference,
+            candidate,
+            inputs=inputs,
+            rtol=rtol,
+            atol=atol,
+            seed=seed,
+            mapping=_mapping(mapping or ()),
+            by_position=by_position,
+            divergence=not no_divergence,
+        )
     if as_json:
         console.write(comparison.model_dump_json(indent=2))
     elif not quiet:
@@ -45,9 +76,24 @@ def verify(
     if not comparison.parity.outputs:
         hint = "ONNX Runtime runs the reference, and must run the candidate on the same inputs."
     if comparison.interface.status == "failed":
-        hint = "Models that are compared take the same inputs and give the same outputs."
+        hint = "Models that are compared take the same inputs and give the same outputs; --map and --by-position pair them."
     console.error(f"the models differ: {comparison.reason}.", hint)
     return DIFFERENT
+
+
+def _mapping(given: Sequence[str]) -> NameMap | None:
+    """A file, or the pairs together; None where there are none."""
+    files = [entry for entry in given if "=" not in entry or Path(entry).is_file()]
+    if files:
+        if len(given) > 1:
+            raise UsageError(f"--map gives the file {files[0]} and more.", "Write all pairs in the file.")
+        return files[0]
+    pairs: dict[str, str] = {}
+    for entry in given:
+        old, _, new = entry.partition("=")
+        if pairs.setdefault(old, new) != new:
+            raise UsageError(f"--map gives '{old}' the names '{pairs[old]}' and '{new}'.", "Map each name once.")
+    return pairs or None
 
 
 def _show(comparison: ModelComparison) -> None:
@@ -56,6 +102,8 @@ def _show(comparison: ModelComparison) -> None:
     screen = console.output()
     for problem in comparison.interface.problems:
         screen.print(Text("interface: ", "red").append(wording.printable(problem), "default"))
+    for remark in comparison.interface.notes:
+        screen.print(Text(f"interface: {wording.printable(remark)}", "dim"))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("output", overflow="fold")
     table.add_column("shape", overflow="fold")
@@ -74,6 +122,8 @@ def _show(comparison: ModelComparison) -> None:
         )
     if comparison.parity.outputs:
         screen.print(table)
+    if comparison.divergence is not None:
+        show_divergence(comparison.divergence, screen)
     sets = wording.input_sets_sentence(comparison.parity)
     if sets:
         screen.print(Text(f"inputs: {wording.printable(sets)}", "dim"))

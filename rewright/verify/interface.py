@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from typing import Literal
 
 from google.protobuf.message import Message
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
 
 
 class InterfaceEvidence(BaseModel):
-    """What the interface gate found: every difference that a caller could notice."""
+    """What the interface gate found: every difference that a caller could notice; `notes` are differences that were allowed."""
 
     model_config = ConfigDict(extra="forbid")
 
     gate: Literal["interface"] = "interface"
     status: Literal["passed", "failed"]
     problems: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
     @property
     def reason(self) -> str:
@@ -27,20 +28,58 @@ class InterfaceEvidence(BaseModel):
         return self.problems[0] if self.problems else ""
 
 
-def check_interface(before: Model, after: Model) -> InterfaceEvidence:
+def check_interface(before: Model, after: Model, *, may_rename_symbols: bool = False) -> InterfaceEvidence:
     """Compare inputs and outputs: names, order, element types, symbolic shapes, and which inputs have a default.
 
     An input with a default is one that an initializer of the same name backs; callers may leave it out.
+
+    Args:
+        may_rename_symbols: a dimension without a fixed size may have another name, the same one wherever it had the same one
+            before, or none; a pass has no reason to rename them, two exports of one model often do.
     """
-    problems = _compare("input", before.proto.graph.input, after.proto.graph.input)
-    problems += _compare("output", before.proto.graph.output, after.proto.graph.output)
+    symbols = _Symbols() if may_rename_symbols else None
+    problems = _compare("input", before.proto.graph.input, after.proto.graph.input, symbols)
+    problems += _compare("output", before.proto.graph.output, after.proto.graph.output, symbols)
     defaults, defaults_after = _defaults(before.proto), _defaults(after.proto)
     problems += [f"input '{name}' lost its default" for name in sorted(defaults - defaults_after)]
     problems += [f"input '{name}' got a default" for name in sorted(defaults_after - defaults)]
-    return InterfaceEvidence(status="failed" if problems else "passed", problems=problems)
+    notes = symbols.notes() if symbols is not None else []
+    return InterfaceEvidence(status="failed" if problems else "passed", problems=problems, notes=notes)
 
 
-def _compare(kind: str, before: Sequence[ValueInfoProto], after: Sequence[ValueInfoProto]) -> list[str]:
+class _Symbols:
+    """Names of dimensions in one model, by those in the other."""
+
+    def __init__(self) -> None:
+        self.after: dict[str, str] = {}
+        self.before: dict[str, str] = {}
+
+    def same_type(self, before: ValueInfoProto, after: ValueInfoProto) -> bool:
+        """Whether the types agree but for names of dimensions, and for what one of them leaves open."""
+        kinds = before.type.WhichOneof("value"), after.type.WhichOneof("value")
+        if kinds != ("tensor_type", "tensor_type"):
+            return _same_type(before.type, after.type)
+        old, new = before.type.tensor_type, after.type.tensor_type
+        if old.elem_type != new.elem_type or not (old.HasField("shape") and new.HasField("shape")):
+            return old.elem_type == new.elem_type and not any(
+                dim.HasField("dim_value") for dim in (*old.shape.dim, *new.shape.dim)
+            )
+        dims = list(zip(old.shape.dim, new.shape.dim, strict=False))
+        return len(old.shape.dim) == len(new.shape.dim) and all(self._same_dim(*pair) for pair in dims)
+
+    def _same_dim(self, old: TensorShapeProto.Dimension, new: TensorShapeProto.Dimension) -> bool:
+        if old.HasField("dim_value") or new.HasField("dim_value"):
+            return _same_type(old, new)
+        if not old.dim_param or not new.dim_param:
+            return True
+        is_first = self.after.setdefault(old.dim_param, new.dim_param) == new.dim_param
+        return self.before.setdefault(new.dim_param, old.dim_param) == old.dim_param and is_first
+
+    def notes(self) -> list[str]:
+        return [f"dimension '{old}' is called '{new}'" for old, new in self.after.items() if old != new]
+
+
+def _compare(kind: str, before: Sequence[ValueInfoProto], after: Sequence[ValueInfoProto], symbols: _Symbols | None) -> list[str]:
     names, names_after = [value.name for value in before], [value.name for value in after]
     if sorted(names) != sorted(names_after):
         lost = [name for name in names if name not in names_after]
@@ -50,9 +89,9 @@ def _compare(kind: str, before: Sequence[ValueInfoProto], after: Sequence[ValueI
     if names != names_after:
         return [f"{kind}s are reordered: {names_after} instead of {names}"]
     return [
-        f"{kind} '{old.name}' is {_type(new)} instead of {_type(old)}"
+        f"{kind} '{old.name}' is {type_text(new)} instead of {type_text(old)}"
         for old, new in zip(before, after, strict=True)
-        if not _same_type(old.type, new.type)
+        if not (symbols.same_type(old, new) if symbols is not None else _same_type(old.type, new.type))
     ]
 
 
@@ -60,7 +99,8 @@ def _same_type(before: Message, after: Message) -> bool:
     return before.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
 
 
-def _type(value: ValueInfoProto) -> str:
+def type_text(value: ValueInfoProto) -> str:
+    """The declared type as a message shows it: "float[batch, 4]"."""
     if value.type.WhichOneof("value") != "tensor_type":
         return value.type.WhichOneof("value") or "untyped"
     tensor = value.type.tensor_type

@@ -15,6 +15,8 @@ MODELS = {
     "max": "g (float[N, 4] x) => (float[N, 4] y) <float zero = {0}> { y = Max(x, zero) }",
     "scaled": "g (float[N, 4] x) => (float[N, 4] y) <float s = {1.001}> { r = Relu(x)  y = Mul(r, s) }",
     "renamed": "g (float[N, 4] x) => (float[N, 4] z) { z = Relu(x) }",
+    "exponential": "g (float[N, 4] x) => (float[N, 4] y) { h = Neg(x)  k = Exp(h)  y = Tanh(k) }",
+    "cosine": "g (float[N, 4] x) => (float[N, 4] y) { h = Neg(x)  k = Cos(h)  y = Tanh(k) }",
     "constant": "g (float[N, 4] x) => (float[N, 4] y) <float zero = {0}> { y = Mul(x, zero) }",
     "missing_kernel": "g (float[N, 4] x) => (float[N, 4] y) { y = Frobnicate(x) }",
 }
@@ -82,3 +84,48 @@ def test_json(command_line, models):
     assert found["interface"]["status"] == "passed"
     assert found["parity"]["outputs"][0]["needed_rtol"] == pytest.approx(1e-3, rel=0.1)
     assert command_line("verify", models["relu"], models["scaled"], "--quiet").out == ""
+
+
+def test_names_that_stand_for_others(command_line, models, tmp_path):
+    assert command_line("verify", models["relu"], models["renamed"], "--map", "y=z").status == 0
+    assert command_line("verify", models["relu"], models["renamed"], "--by-position").status == 0
+    (tmp_path / "names.yaml").write_text("outputs: {y: z}\n")
+    assert command_line("verify", models["relu"], models["renamed"], "--map", tmp_path / "names.yaml").status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--map", "y=a"], "the candidate has no output 'a'"),
+        (["--map", "b=z"], "the reference has no input or output 'b'"),
+        (["--map", "y=z", "--map", "y=x"], "'y' the names 'z' and 'x'"),
+        (["--map", "names.yaml"], "names.yaml"),
+        (["--map", "y=z", "--map", "names.yaml"], "names.yaml and more"),
+        (["--map", "y=z", "--by-position"], "two answers"),
+    ],
+)
+def test_a_mapping_that_does_not_fit(command_line, models, options, message):
+    assert message in command_line("verify", models["relu"], models["renamed"], *options).assert_one_error()
+
+
+def test_the_first_divergence(command_line, models):
+    outcome = command_line("verify", models["exponential"], models["cosine"])
+    assert outcome.status == 1
+    shown = outcome.out.split("first divergence")[1].splitlines()
+    agrees = next(line for line in shown if line.startswith("agrees"))
+    differs = next(line for line in shown if line.startswith("differs"))
+    assert agrees.split()[1:] == ["h", "(Neg)", "h", "(Neg)", "0", "0", "1e-05"]
+    assert differs.split()[1:5] == ["k", "(Exp)", "k", "(Cos)"]
+    found = json.loads(command_line("verify", models["exponential"], models["cosine"], "--json").out)["divergence"]
+    assert (found["first"]["reference"]["name"], found["last_agreeing"]["reference"]["name"]) == ("k", "h")
+    assert found["first"]["evidence"]["max_abs"] > 0.1
+
+
+def test_no_divergence_is_looked_for(command_line, models):
+    outcome = command_line("verify", models["exponential"], models["cosine"], "--no-divergence")
+    assert outcome.status == 1
+    assert "first divergence" not in outcome.out
+    assert (
+        json.loads(command_line("verify", models["exponential"], models["cosine"], "--no-divergence", "--json").out)["divergence"]
+        is None
+    )
