@@ -105,7 +105,7 @@ def _pass_row(record: PassReport, console: Console) -> Iterable[Text]:
     return (
         Text((_MARKS if _is_unicode(console) else _PLAIN_MARKS)[record.status], style),
         name,
-        Text(str(len(record.sites)) if record.sites else ""),
+        Text(wording.sites_of(record), "bold red" if record.undone and record.status == "applied" else ""),
         Text(wording.difference(record.nodes_before, record.nodes_after), "dim" if record.status == "unchanged" else ""),
         Text(error, "bold red" if output is not None and not output.equal else ""),
         Text(tolerance, "yellow" if output is not None and output.vacuous else ""),
@@ -132,9 +132,12 @@ def _print_rejections(report: Report, console: Console) -> None:
 
 def _print_failures(report: Report, console: Console) -> None:
     for record in report.passes:
-        if record.status in ("failed", "rolled-back"):
-            line = Text("\n").append(f"{printable(record.name)} {record.status.replace('-', ' ')}", "bold red")
+        if record.status in ("failed", "rolled-back") or record.undone:
+            state = "in part rolled back" if record.status == "applied" else record.status.replace("-", " ")
+            line = Text("\n").append(f"{printable(record.name)} {state}", "bold red")
             console.print(line.append(f": {printable(record.reason)}", "not bold default"))
+            for undone in wording.undone_lines(record, _REASONS):
+                console.print(Text(f"  {printable(undone)}", "dim"))
             if record.reproducer is not None:
                 # on one line whatever the width, to be copied
                 console.print(Text(f"  rewright reproduce {printable(record.reproducer)}", "cyan"), soft_wrap=True)
@@ -154,6 +157,9 @@ def _print_evidence(report: Report, console: Console) -> None:
         facts.add_row("inputs", Text(printable(wording.input_sets_sentence(report.parity)) or "none"))
         for dropped in report.parity.dropped:
             facts.add_row("dropped", Text(printable(dropped), "yellow"))
+    sites = wording.site_parity_sentence(report)
+    if sites:
+        facts.add_row("sites", Text(sites))
     mutation = wording.mutation_sentence(report)
     if mutation:
         facts.add_row("self-test", Text(mutation))

@@ -13,7 +13,7 @@ from rewright.verify.parity import ParityEvidence
 
 VERDICTS = {
     "passed": "Passed: the result agrees with the original.",
-    "passed-with-rollbacks": "Passed with rollbacks: the result agrees with the original, without the passes that failed.",
+    "passed-with-rollbacks": "Passed with rollbacks: the result agrees with the original, without what failed.",
     "failed": "Failed: the result does not agree with the original.",
     "unverified": "Unverified: the numbers were not compared.",
 }
@@ -140,6 +140,38 @@ def mutation_sentence(report: Report) -> str:
     if test.status == "not-run":
         return f"not run: {test.reason}"
     return f"{len(test.noticed)} of {len(test.tried)} planted faults noticed"
+
+
+def sites_of(record: PassReport) -> str:
+    """How many sites a pass has, and how many of them were undone: "24", "23 of 24"."""
+    if not record.sites:
+        return ""
+    kept = sum(site.status == "kept" for site in record.sites)
+    return str(kept) if kept == len(record.sites) else f"{kept} of {len(record.sites)}"
+
+
+def site_parity_sentence(report: Report) -> str:
+    """What the comparison of single sites covered, or the empty string if none was made."""
+    regions = [region for record in report.passes if record.site_parity is not None for region in record.site_parity.regions]
+    if not regions:
+        return ""
+    compared = [region for region in regions if region.status in ("passed", "failed")]
+    alike = sum(bool(region.shared_with) for region in compared)
+    failed = sum(region.status == "failed" for region in compared)
+    seconds_taken = sum(record.site_parity.seconds for record in report.passes if record.site_parity is not None)
+    parts = [f"{len(compared)} changes run by themselves, {alike} of them like another", f"{failed} wrong"]
+    not_run = sum(region.status == "not-run" for region in regions)
+    if not_run:
+        parts.append(f"{not_run} could not be run")
+    return f"{', '.join(parts)}, in {seconds(seconds_taken)} s"
+
+
+def undone_lines(record: PassReport, limit: int) -> list[str]:
+    """What the gates undid of a pass, and why: one line a change; nothing where the whole pass went for one reason."""
+    if record.status != "applied" and len({change.reason for change in record.undone}) <= 1:
+        return []
+    lines = [f"undone: {change.at}: {change.reason}" for change in record.undone[:limit]]
+    return lines if len(record.undone) <= limit else [*lines, f"and {len(record.undone) - limit} more"]
 
 
 def input_sets_sentence(parity: ParityEvidence | None) -> str:

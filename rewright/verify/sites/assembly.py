@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from rewright.model.carrier import Model, bodies
@@ -15,6 +15,28 @@ from rewright.model.regions import GraphIndex, changed_constants, changed_functi
 from rewright.verify.sites.section import Side
 
 _FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """Element type (``TensorProto.DataType``) of a boundary value, and its sizes: None where they, or the rank, differ from set to set."""
+
+    element: int
+    sizes: tuple[int | None, ...] | None
+
+    @classmethod
+    def of(cls, arrays: Sequence[np.ndarray]) -> Self:
+        """What several values of one name have in common."""
+        dtype = arrays[0].dtype
+        element = TensorProto.STRING if dtype.kind in "OUST" else int(helper.np_dtype_to_tensor_dtype(dtype))
+        if len({array.ndim for array in arrays}) > 1:
+            return cls(element, None)
+        shapes = zip(*(array.shape for array in arrays), strict=True)
+        return cls(element, tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in shapes))
+
+    def declare(self, name: str) -> ValueInfoProto:
+        """A graph input of that type."""
+        return helper.make_tensor_value_info(name, self.element, self.sizes)
 
 
 @dataclass(frozen=True)
@@ -52,12 +74,12 @@ def fit_together(before: GraphIndex, after: GraphIndex) -> bool:
     return agree and not changed_functions(first, second) and not changed_constants(before, after)
 
 
-def assemble(parts: Sequence[Part], types: Mapping[str, int]) -> Assembly:
+def assemble(parts: Sequence[Part], types: Mapping[str, ValueType]) -> Assembly:
     """One model that holds all parts.
 
     Args:
         parts: sides of one model, or of two that ``fit_together``.
-        types: ``TensorProto.DataType`` of each boundary value, by its name in the assembled model.
+        types: what each boundary value is, by its name in the assembled model.
     """
     graph = GraphProto(name="sites")
     constants: dict[str, TensorProto] = {}
@@ -75,7 +97,7 @@ def assemble(parts: Sequence[Part], types: Mapping[str, int]) -> Assembly:
             if name not in made:  # folded into a constant, or the same as an input
                 graph.node.append(helper.make_node("Identity", [names[name]], [target], name=target))
         outputs.append(found)
-    graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in inputs)
+    graph.input.extend(types[name].declare(name) for name in inputs)
     graph.output.extend(ValueInfoProto(name=name) for names in outputs for name in names)
     graph.initializer.extend(constants.values())
     first, last = parts[0].side.index, parts[-1].side.index
@@ -114,7 +136,7 @@ def _rename_captured(body: GraphProto, names: Mapping[str, str]) -> None:
             body.node.append(helper.make_node("Identity", [names[value.name]], [value.name]))
 
 
-def slice_to(index: GraphIndex, wanted: Iterable[str], given: Mapping[str, int]) -> tuple[Model, list[str]]:
+def slice_to(index: GraphIndex, wanted: Iterable[str], given: Mapping[str, ValueType]) -> tuple[Model, list[str]]:
     """The part of a model that makes some values of others; returns it with the graph inputs that it still needs.
 
     Args:
@@ -143,7 +165,7 @@ def slice_to(index: GraphIndex, wanted: Iterable[str], given: Mapping[str, int])
     graph.node.extend(_without_outputs(index.nodes[number], inputs) for number in sorted(numbers))
     declared = {value.name: value for value in index.model.proto.graph.input}
     for name in inputs:
-        graph.input.append(declared[name] if name in declared else helper.make_tensor_value_info(name, given[name], None))
+        graph.input.append(declared[name] if name in declared else given[name].declare(name))
     graph.initializer.extend(index.constants[name] for name in sorted(seen & index.constants.keys()) if name not in inputs)
     graph.output.extend(ValueInfoProto(name=name) for name in targets)
     return _model(index, graph), list(inputs)
@@ -171,10 +193,3 @@ def _model(index: GraphIndex, graph: GraphProto, other: GraphIndex | None = None
         proto.opset_import.extend(entry for entry in other.model.proto.opset_import if normal_domain(entry.domain) not in known)
     proto.functions.extend(source.functions)
     return index.model.with_proto(proto)
-
-
-def element_type(array: np.ndarray) -> int:
-    """``TensorProto.DataType`` of an array's elements."""
-    if array.dtype.kind in "OUST":
-        return onnx.TensorProto.STRING
-    return int(helper.np_dtype_to_tensor_dtype(array.dtype))

@@ -10,7 +10,7 @@ from rewright.model.carrier import Model
 from rewright.model.regions import GraphIndex
 from rewright.verify.inputs import InputSet
 from rewright.verify.process import SessionError, SessionWorker, first_line
-from rewright.verify.sites.assembly import element_type, slice_to
+from rewright.verify.sites.assembly import ValueType, slice_to
 
 
 class Capture:
@@ -44,7 +44,7 @@ class Capture:
         if not missing or not self._values:
             return
         known = set.intersection(*(set(values) for values in self._values)) - set(missing)
-        types = {name: element_type(self._values[0][name]) for name in known}
+        types = {name: ValueType.of([values[name] for values in self._values]) for name in known}
         model, inputs = slice_to(index, missing, types)
         feeds = [{name: values[name] for name in inputs if name in values} for values in self._values]
         lowered = self._lower(model) if self._lower is not None else model

@@ -10,7 +10,7 @@ import numpy as np
 
 from rewright.model.carrier import Model
 from rewright.verify.process import SessionCrash, SessionError, SessionRun, SessionWorker, first_line
-from rewright.verify.sites.assembly import Part, assemble, element_type, fit_together
+from rewright.verify.sites.assembly import Part, ValueType, assemble, fit_together
 from rewright.verify.sites.boundary_values import BoundarySet
 from rewright.verify.sites.evidence import RegionEvidence
 from rewright.verify.sites.section import Section, Side
@@ -112,8 +112,8 @@ def _side(case: Case, kind: str) -> Side:
     return case.section.old if kind == "a" else case.section.new
 
 
-def _types(case: Case, boundary: str = "") -> dict[str, int]:
-    return {boundary + name: element_type(array) for name, array in case.sets[0].arrays.items()}
+def _types(case: Case, boundary: str = "") -> dict[str, ValueType]:
+    return {boundary + name: ValueType.of([one.arrays[name] for one in case.sets]) for name in case.sets[0].arrays}
 
 
 def _together(
@@ -121,7 +121,7 @@ def _together(
 ) -> dict[str, list[SideRun]] | None:
     """The cases, one side or both of them, in one session; None if any of them cannot be run."""
     parts: list[Part] = []
-    types: dict[str, int] = {}
+    types: dict[str, ValueType] = {}
     for number, case in enumerate(batch):
         types |= _types(case, f"{number}/")
         parts += [Part(_side(case, kind), case.section.outputs, f"{number}/", f"{number}{kind}/") for kind in kinds]

@@ -1,0 +1,51 @@
+"""The numbers at which a part of a model begins to behave otherwise: what it clips to, and what it compares with."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from onnx import AttributeProto, NodeProto, numpy_helper
+
+from rewright.model.elements import normal_domain
+from rewright.model.regions import GraphIndex
+from rewright.verify.inputs import LARGE
+
+_BOUNDED: Final = frozenset({"Clip", "Min", "Max", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "ThresholdedRelu"})
+_ATTRIBUTES: Final = frozenset({"min", "max", "alpha"})
+_LARGEST: Final = 1e5
+"""Larger bounds are there for infinities and for the range of float16."""
+
+_MOST: Final = 2
+
+
+def thresholds(index: GraphIndex, nodes: list[NodeProto]) -> list[float]:
+    """The bounds among the constants of the nodes that other made-up values would not reach, smallest first."""
+    found: set[float] = set()
+    for node in nodes:
+        if node.op_type in _BOUNDED and not normal_domain(node.domain):
+            found.update(abs(number) for name in node.input if (number := _number(index, name)) is not None)
+            found.update(abs(attribute.f) for attribute in node.attribute if attribute.name in _ATTRIBUTES)
+    return sorted(number for number in found if LARGE < number <= _LARGEST)[:_MOST]
+
+
+def _number(index: GraphIndex, name: str) -> float | None:
+    """The only element of a floating-point constant."""
+    tensor = index.constants.get(name)
+    if tensor is not None:
+        array = index.model.tensor(tensor) if np.prod(tensor.dims, dtype=np.int64) == 1 else None
+    else:
+        node = index.node_of(name)
+        array = _constant(node) if node is not None and node.op_type == "Constant" else None
+    if array is None or array.size != 1 or array.dtype not in (np.float32, np.float64, np.float16):
+        return None
+    return float(array.reshape(-1)[0])
+
+
+def _constant(node: NodeProto) -> np.ndarray | None:
+    for attribute in node.attribute:
+        if attribute.name == "value_float":
+            return np.asarray(attribute.f, np.float32)
+        if attribute.type == AttributeProto.TENSOR and not attribute.t.external_data:
+            return numpy_helper.to_array(attribute.t)
+    return None
