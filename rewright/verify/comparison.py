@@ -1,6 +1,6 @@
 """One output against its reference: what was measured, whether it agrees, and what would have made it agree."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,19 @@ Floats = npt.NDArray[np.float64]
 
 MAXIMUM_SQNR_DB: Final = 200.0
 """Reported for equal arrays, whose ratio is infinite; float64 itself cannot reach it."""
+
+
+NOISE_MULTIPLE: Final = 2.0
+"""How many times the movement of the original under a unit in the last place is added to what the tolerance allows."""
+
+NOISE_CEILING: Final = 8.0
+"""What exceeds the tolerance by more than this factor is a difference, whatever the noise."""
+
+_NOISE_ROW: Final = 8
+"""Elements from which on a row of the last axis has a noise of its own; of fewer the largest of a few samples says little."""
+
+Noise = Callable[[], npt.NDArray[np.float64] | None]
+"""Measures how far each element of the reference moves by rounding; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +49,9 @@ class OutputEvidence(BaseModel):
 
     `max_abs` and `max_rel` are taken where both are finite; `max_rel` where the reference exceeds `atol`. `atol` is the
     bound that was applied, scale included. `needed_rtol` is the smallest `rtol` that passes with that `atol`, None when
-    no `rtol` does. `vacuous` is the reason why equality says nothing here, or empty. `sqnr_db`, `cosine` and `top1` are
-    measured for quantizing passes only.
+    no `rtol` does. `noise` is how far a unit in the last place of its inputs moves the reference itself, at most; it is
+    measured only where the tolerance was exceeded by a small factor. `vacuous` is the reason why equality says nothing
+    here, or empty. `sqnr_db`, `cosine` and `top1` are measured for quantizing passes only.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,6 +64,7 @@ class OutputEvidence(BaseModel):
     rtol: float
     atol: float
     needed_rtol: float | None = None
+    noise: float | None = None
     vacuous: str = ""
     equal: bool
     message: str = ""
@@ -65,11 +80,13 @@ def compare(
     candidate: np.ndarray,
     tolerance: Tolerance,
     budget: QuantizationBudget | None = None,
+    noise: Noise | None = None,
 ) -> OutputEvidence:
     """Judge `candidate` against `reference`: dtype and shape strictly, then every element.
 
     NaN and infinities have to stand at the same positions, infinities with the same sign. With a `budget` the finite
-    elements are judged by it instead of by `tolerance`, whose excess is then only reported.
+    elements are judged by it instead of by `tolerance`, whose excess is then only reported. With `noise`, elements that
+    exceed the tolerance by up to NOISE_CEILING times are accepted where they lie within the noise.
     """
     evidence = OutputEvidence(
         name=name,
@@ -89,7 +106,7 @@ def compare(
         evidence.equal = differing == 0
         evidence.message = f"{differing} of {reference.size} strings differ" if differing else ""
     elif is_floating(reference.dtype):
-        _compare_floats(evidence, _float64(reference), _float64(candidate), tolerance, budget)
+        _compare_floats(evidence, _float64(reference), _float64(candidate), tolerance, budget, noise)
     else:
         _compare_integers(evidence, reference, candidate, budget)
     return evidence
@@ -166,7 +183,12 @@ def top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float | None
 
 
 def _compare_floats(
-    evidence: OutputEvidence, wanted: Floats, got: Floats, tolerance: Tolerance, budget: QuantizationBudget | None
+    evidence: OutputEvidence,
+    wanted: Floats,
+    got: Floats,
+    tolerance: Tolerance,
+    budget: QuantizationBudget | None,
+    noise: Noise | None,
 ) -> None:
     finite = np.isfinite(wanted) & np.isfinite(got)
     difference = np.abs(got[finite] - wanted[finite])
@@ -187,13 +209,30 @@ def _compare_floats(
         _judge_by_budget(evidence, wanted[finite], got[finite], budget)
         evidence.top1 = top1_agreement(wanted, got)
         return
-    exceeding = difference > atol + tolerance.rtol * magnitude
+    allowed = atol + tolerance.rtol * magnitude
+    exceeding = difference > allowed
     drift = _rms(difference) / root_mean_square if root_mean_square else 0.0
+    if exceeding.any() and noise is not None and not bool(np.any(difference > NOISE_CEILING * allowed)):
+        exceeding = _beyond_noise(evidence, difference - allowed, finite, noise())
     if exceeding.any():
         evidence.message = _worst_element(wanted, got, finite, difference - tolerance.rtol * magnitude, exceeding)
     elif drift > tolerance.drift:
         evidence.message = f"the output drifts by {drift:.1e} of its magnitude, at most {tolerance.drift:.1e} is allowed"
     evidence.equal = not evidence.message
+    if evidence.equal and evidence.noise is not None:
+        evidence.message = f"beyond the tolerance, within the rounding noise of the original, which moves by {evidence.noise:.1e}"
+
+
+def _beyond_noise(
+    evidence: OutputEvidence, excess: Floats, finite: npt.NDArray[np.bool_], moved: Floats | None
+) -> npt.NDArray[np.bool_]:
+    """The finite elements whose excess over the tolerance the noise of their row does not explain."""
+    if moved is None:
+        return excess > 0.0
+    evidence.noise = float(moved.max(initial=0.0))
+    has_rows = moved.ndim > 0 and moved.shape[-1] >= _NOISE_ROW
+    of_row = moved.max(axis=-1, keepdims=True) if has_rows else np.full_like(moved, evidence.noise)
+    return np.asarray(excess > NOISE_MULTIPLE * np.broadcast_to(of_row, moved.shape)[finite])
 
 
 def _compare_integers(

@@ -21,6 +21,9 @@ from rewright.model.errors import UsageError
 from rewright.verify.roles import InputRole, infer_roles
 from rewright.verify.symbols import FALLBACKS, fallback_sizes, resolve, sizes, symbols_of
 
+Origin = Literal["made", "given", "plugin"]
+"""Who an input set is from: made here from the model's own inputs, given by the user, or by a plugin's hook."""
+
 Padding = Literal["right", "left", "none", "scattered"]
 Scale = Literal["normal", "low-variance", "large", "tiny", "heavy-tailed"]
 
@@ -53,12 +56,16 @@ class InputSet:
         arrays: the feed, by input name.
         description: what it exercises, with the sizes of its symbols.
         padding_masks: the inputs among `arrays` that are (batch, length) padding masks, 1 where a token is valid.
+        origin: who it is from.
+        expected: outputs that came with it, by name; the original is held against them.
     """
 
     name: str
     arrays: Mapping[str, np.ndarray] = field(repr=False)
     description: str = ""
     padding_masks: tuple[str, ...] = ()
+    origin: Origin = "given"
+    expected: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def make_input_sets(model: Model, seed: int = 0, count: int = DEFAULT_COUNT) -> 
     """
     roles = infer_roles(model)
     if not roles:
-        return [InputSet("fixed", {}, "the model has no inputs")]
+        return [InputSet("fixed", {}, "the model has no inputs", origin="made")]
     symbols = symbols_of(roles)
     made = []
     for trial in range(count):
@@ -141,7 +148,7 @@ def _input_set(name: str, roles: list[InputRole], shapes: Mapping[str, tuple[int
         rng = np.random.default_rng([seed, crc32(role.name.encode()), trial])
         arrays[role.name] = _values(role, shapes[role.name], recipe, trial, rng)
     masks = tuple(role.name for role in roles if role.kind == "mask" and arrays[role.name].ndim == 2)
-    return InputSet(name, arrays, _description(roles, recipe, shapes, bool(masks)), masks)
+    return InputSet(name, arrays, _description(roles, recipe, shapes, bool(masks)), masks, "made")
 
 
 def _description(roles: list[InputRole], recipe: _Recipe, shapes: Mapping[str, tuple[int, ...]], has_masks: bool) -> str:

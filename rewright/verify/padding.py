@@ -7,7 +7,7 @@ caller reads it. A fusion may therefore change these rows, and no others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,34 +18,37 @@ from rewright.verify.inputs import InputSet
 
 @dataclass(frozen=True)
 class Excused:
-    """Both outputs at the valid positions only, as (positions, rest), and a note for the evidence."""
+    """What of an output remains, and a note for the evidence. `select` gives the valid positions, as (positions, rest)."""
 
-    reference: np.ndarray
-    candidate: np.ndarray
+    select: Callable[[np.ndarray], np.ndarray]
     note: str
 
 
-def without_padding(
-    graph: GraphProto, input_set: InputSet, output: str, reference: np.ndarray, candidate: np.ndarray
-) -> Excused | None:
-    """The outputs at the valid positions; None when the output has no padded ones.
+def without_padding(graph: GraphProto, input_set: InputSet, output: str, shape: tuple[int, ...]) -> Excused | None:
+    """How to leave the padded positions of an output out; None when it has none.
 
     An output has them if it shares batch and length with a padding mask: by the names of its dimensions, or, where
     these have no names, by the sizes of its first two.
     """
-    output_dims = _named_dims(graph.output, output)
     for mask_name in input_set.padding_masks:
         valid = np.asarray(input_set.arrays[mask_name]).astype(np.bool_)
-        axis = _length_axis(_named_dims(graph.input, mask_name), output_dims, valid.shape, reference.shape)
+        axis = length_axis(graph, mask_name, valid.shape, output, shape)
         if axis is None or valid.all():
             continue
-        padded = int(valid.size - valid.sum())
-        return Excused(
-            np.moveaxis(reference, axis, 1)[valid],
-            np.moveaxis(candidate, axis, 1)[valid],
-            f"{padded} padded positions were not compared",
-        )
+        return Excused(_selection(axis, valid), f"{int(valid.size - valid.sum())} padded positions were not compared")
     return None
+
+
+def length_axis(
+    graph: GraphProto, source: str, source_shape: tuple[int, ...], output: str, output_shape: tuple[int, ...]
+) -> int | None:
+    """The axis of an output along which it has the length of an input of shape (batch, length, ...); None without one."""
+    source_dims = _named_dims(graph.input, source)[:2]
+    return _length_axis(source_dims, _named_dims(graph.output, output), source_shape[:2], output_shape)
+
+
+def _selection(axis: int, valid: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda array: np.moveaxis(array, axis, 1)[valid]
 
 
 def _length_axis(

@@ -12,23 +12,31 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness
-from rewright.verify.comparison import OutputEvidence, QuantizationBudget, compare, merge
-from rewright.verify.inputs import DEFAULT_COUNT, InputSet, make_fallback_sets, make_input_sets
+from rewright.verify.comparison import Noise, OutputEvidence, QuantizationBudget, compare, merge
+from rewright.verify.expectations import ExpectationEvidence, judge_expectations
+from rewright.verify.inputs import DEFAULT_COUNT, InputSet, Origin, make_fallback_sets, make_input_sets
+from rewright.verify.noise import NoiseFloor
 from rewright.verify.padding import without_padding
 from rewright.verify.process import Optimization, SessionError, SessionRun, SessionWorker, SetResult, first_line
-from rewright.verify.tolerance import ORDER, Tolerance, is_floating, least_exact, tolerance_for
+from rewright.verify.seeds import draws, pin_seeds, random_values, run_pinned
+from rewright.verify.tolerance import EXACT, ORDER, Tolerance, is_floating, least_exact, tolerance_for
 
 Outputs = Mapping[str, np.ndarray]
 
 NONDETERMINISTIC: Final = "not comparable: two runs of the original differ"
+OTHER_DRAWS: Final = "not comparable: it depends on random values that have other names in the candidate"
+
+_ROUNDING: Final = ("reassociating", "approximate")
+"""Promises that allow a candidate to round otherwise than the original."""
 
 
 class ParityEvidence(BaseModel):
     """What the parity gate measured.
 
     `status` is `passed` only if every output agreed on every input set and at least one of them could have disagreed;
-    otherwise `vacuous`. It is `not-run` when the original itself cannot be run. `outputs` has each output once, its worst
-    set merged in; `dropped` names the input sets that the original could not run on, with ONNX Runtime's reason.
+    otherwise `vacuous`. It is `not-run` when the original itself cannot be run. `inputs` says who the input sets are from.
+    `outputs` has each output once, its worst set merged in; `dropped` names the input sets that the original could not run on,
+    with ONNX Runtime's reason. `expected` says whether the original reproduces the outputs that came with the input sets.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,23 +44,31 @@ class ParityEvidence(BaseModel):
     gate: Literal["parity"] = "parity"
     status: Literal["passed", "failed", "vacuous", "not-run"]
     exactness: Exactness
+    inputs: Origin = "made"
     input_sets: list[str] = Field(default_factory=list)
     outputs: list[OutputEvidence] = Field(default_factory=list)
     reason: str = ""
     worst_input_set: str = ""
     dropped: list[str] = Field(default_factory=list)
+    expected: list[ExpectationEvidence] = Field(default_factory=list)
     seconds: float = 0.0
 
 
 @dataclass
 class _Reference:
-    """What the original computes: outputs by input set, and which of them cannot be relied on."""
+    """What the original computes: outputs by input set, and which of them cannot be relied on.
+
+    `drawn` are the outputs that depend on the seeds of its random values, `random_values` what these are called.
+    """
 
     sets: list[InputSet] = field(default_factory=list)
     outputs: list[Outputs] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     nondeterministic: set[str] = field(default_factory=set)
     jittering: set[str] = field(default_factory=set)
+    drawn: set[str] = field(default_factory=set)
+    random_values: frozenset[tuple[str, str]] = frozenset()
+    expected: list[ExpectationEvidence] = field(default_factory=list)
     failure: str = ""
 
 
@@ -100,6 +116,7 @@ class ParityGate:
             self._fallbacks: Iterable[InputSet] = make_fallback_sets(reference, seed)
         else:
             self._wanted, self._fallbacks = list(input_sets), ()
+        self._noise = NoiseFloor(reference, lambda model, feeds: worker.run(self._lowered(model), feeds))
         self._original: _Reference | None = None
         self._checked: list[Outputs] = []
         self._baseline: list[Outputs] = []
@@ -119,6 +136,8 @@ class ParityGate:
         evidence = ParityEvidence(status="not-run", exactness=least_exact([*self.kept, exactness]))
         original = self._measured()
         evidence.dropped = original.dropped
+        evidence.expected = original.expected
+        evidence.inputs = self._wanted[0].origin if self._wanted else "given"
         evidence.input_sets = [input_set.name for input_set in original.sets]
         if original.failure:
             evidence.reason = original.failure
@@ -148,18 +167,27 @@ class ParityGate:
                 evidence.worst_input_set = input_set.name
                 return []
         outputs: list[Outputs] = [result.outputs for result in run.results]
-        self._compare(evidence, original.outputs, outputs, evidence.exactness)
+        incomparable = dict.fromkeys(original.drawn, OTHER_DRAWS) if self._draws_otherwise(candidate) else {}
+        incomparable.update(dict.fromkeys(original.nondeterministic, NONDETERMINISTIC))
+        self._compare(evidence, original.outputs, outputs, evidence.exactness, incomparable)
         if evidence.status != "failed" and self._baseline and ORDER.index(exactness) < ORDER.index(evidence.exactness):
             step = ParityEvidence(status="not-run", exactness=exactness)
-            self._compare(step, self._baseline, outputs, exactness)
+            self._compare(step, self._baseline, outputs, exactness, incomparable)
             if step.status == "failed":
                 evidence.status, evidence.outputs = "failed", step.outputs
                 evidence.exactness, evidence.worst_input_set = exactness, step.worst_input_set
                 evidence.reason = f"against the model before this pass: {step.reason}"
         return outputs
 
-    def _compare(self, evidence: ParityEvidence, wanted: Sequence[Outputs], got: Sequence[Outputs], exactness: Exactness) -> None:
-        """Fill in outputs, status and reason."""
+    def _compare(
+        self,
+        evidence: ParityEvidence,
+        wanted: Sequence[Outputs],
+        got: Sequence[Outputs],
+        exactness: Exactness,
+        incomparable: Mapping[str, str],
+    ) -> None:
+        """Fill in outputs, status and reason; `incomparable` are outputs that prove nothing, with the reason why."""
         original = self._measured()
         # A sequence may have more elements on one set than on another, hence the names of all of them.
         for name in dict.fromkeys(name for outputs in (*wanted, *got) for name in outputs):
@@ -171,8 +199,8 @@ class ParityGate:
             merged = merge(judged)
             if not merged.vacuous and _is_one_value(name, wanted):
                 merged.vacuous = "constant over all input sets"
-            if name in original.nondeterministic and all(name in outputs for outputs in got):
-                merged.vacuous, merged.equal, merged.message = NONDETERMINISTIC, True, ""
+            if name in incomparable and all(name in outputs for outputs in got):
+                merged.vacuous, merged.equal, merged.message = incomparable[name], True, ""
             evidence.outputs.append(merged)
         failures = [output for output in evidence.outputs if not output.equal]
         if failures:
@@ -191,22 +219,29 @@ class ParityGate:
         if name not in wanted or name not in got:
             return _unmatched(name, input_set, wanted.get(name, got.get(name)), name in wanted)
         reference = wanted[name]
+        noise = self._noise_of(name, input_set) if exactness in _ROUNDING and self.tolerance is None else None
         if name in self._measured().jittering:
             exactness = least_exact([exactness, "reassociating"])
         tolerance = tolerance_for(reference.dtype, exactness)
         if self.tolerance is not None and is_floating(reference.dtype):
             tolerance = self.tolerance
         budget = self.budget if exactness == "quantizing" else None
-        judged = compare(name, reference, got[name], tolerance, budget)
+        judged = compare(name, reference, got[name], tolerance, budget, noise)
         if not judged.equal and exactness != "exact" and reference.shape == got[name].shape:
-            excused = without_padding(self.reference.proto.graph, input_set, name, reference, got[name])
+            excused = without_padding(self.reference.proto.graph, input_set, name, reference.shape)
             if excused is not None:
-                valid = compare(name, excused.reference, excused.candidate, tolerance, budget)
+                selected = noise and _selected(noise, excused.select)
+                valid = compare(name, excused.select(reference), excused.select(got[name]), tolerance, budget, selected)
                 if valid.equal:
-                    valid.shape, valid.message = judged.shape, f"{excused.note}: {judged.message}"
+                    valid.shape, valid.message = judged.shape, f"{excused.note}: {valid.message or judged.message}"
                     judged = valid
         judged.input_set = input_set.name
         return judged
+
+    def _noise_of(self, name: str, input_set: InputSet) -> Noise:
+        original = self._measured()
+        outputs = original.outputs[next(index for index, known in enumerate(original.sets) if known is input_set)]
+        return lambda: self._noise.of(input_set, outputs).get(name)
 
     def _measured(self) -> _Reference:
         if self._original is None:
@@ -228,6 +263,8 @@ class ParityGate:
                 if found.sets[0] is not self._wanted[0]:
                     repeated = self._run(self.reference, [found.sets[0], found.sets[0]]).results[1:]
                 _expose_nondeterminism(found, repeated[0].outputs)
+                self._expose_draws(found)
+                found.expected = judge_expectations(found.sets, found.outputs)
         except SessionError as error:
             found.failure = f"the original cannot be run: {first_line(error.message)}"
             return found
@@ -238,9 +275,38 @@ class ParityGate:
             found.failure = "the original has no tensor outputs"
         return found
 
+    def _expose_draws(self, found: _Reference) -> None:
+        """Note the random values, and the outputs that other seeds change."""
+        lowered = self._lowered(self.reference)
+        found.random_values = random_values(pin_seeds(lowered))
+        if found.random_values:
+            (other,) = run_pinned(self.worker, lowered, [found.sets[0].arrays], salt="another").results
+            names = found.outputs[0].keys() | other.outputs.keys()
+            found.drawn = {name for name in names if not _is_same(found.outputs[0].get(name), other.outputs.get(name))}
+
+    def _draws_otherwise(self, candidate: Model) -> bool:
+        """Whether the candidate has random values that the original has not, or not under that name."""
+        if not draws(candidate):
+            return False
+        return not random_values(pin_seeds(self._lowered(candidate))) <= self._measured().random_values
+
+    def _lowered(self, model: Model) -> Model:
+        return self.lower(model) if self.lower is not None else model
+
     def _run(self, model: Model, sets: Sequence[InputSet], optimization: Optimization = "ORT_DISABLE_ALL") -> SessionRun:
-        lowered = self.lower(model) if self.lower is not None else model
-        return self.worker.run(lowered, [input_set.arrays for input_set in sets], optimization=optimization)
+        return run_pinned(self.worker, self._lowered(model), [input_set.arrays for input_set in sets], optimization)
+
+
+def _selected(noise: Noise, select: Callable[[np.ndarray], np.ndarray]) -> Noise:
+    def selected() -> np.ndarray | None:
+        moved = noise()
+        return None if moved is None else select(moved)
+
+    return selected
+
+
+def _is_same(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    return first is not None and second is not None and compare("", first, second, EXACT).equal
 
 
 def _take(found: _Reference, sets: Sequence[InputSet], results: Sequence[SetResult]) -> None:
