@@ -68,6 +68,16 @@ def test_the_last_lines_are_the_commands_to_run_next(command_line, tmp_path):
     assert steps[-1] == 'rewright optimize MODEL -o OUT -p "O2, acme-relu-clip"'
 
 
+def test_the_document_shows_what_is_printed(command_line, tmp_path, monkeypatch):
+    document = (ROOT / "docs" / "plugins.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    printed = command_line("new-plugin", "acme-relu-clip").out
+    assert f"```text\n{printed.partition('Next:')[0].rstrip()}\n```" in document
+    shown = {line.removeprefix("$ ") for line in document.splitlines() if line.startswith("$ ")}
+    steps = [line.strip().replace("MODEL", "model.onnx").replace("OUT", "out.onnx") for line in printed.splitlines()]
+    assert set(steps[steps.index("Next:") + 1 :]) <= shown
+
+
 def test_what_the_package_writes_is_clean_and_typed(command_line, tmp_path):
     for kind in ("pattern", "graph"):
         command_line("new-plugin", "acme-relu-clip", "-o", tmp_path / kind, "--kind", kind)
