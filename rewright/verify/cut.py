@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from rewright.model import facts
 from rewright.model.carrier import Model, bodies
@@ -15,7 +15,6 @@ from rewright.model.regions import GraphIndex, reads
 from rewright.model.view import MADE_UP_SYMBOL
 from rewright.passes.contract import Pass
 from rewright.passes.session import PassSession
-from rewright.verify.sites.assembly import element_type
 
 Numbers = frozenset[int]
 Fact = tuple[np.dtype, tuple[facts.Dim, ...] | None]
@@ -121,7 +120,7 @@ class Cutter:
         if dtype is not None:
             kind = int(helper.np_dtype_to_tensor_dtype(dtype))
         elif array is not None:
-            kind = element_type(array)
+            kind = TensorProto.STRING if array.dtype.kind in "OUST" else int(helper.np_dtype_to_tensor_dtype(array.dtype))
         else:
             return None
         if shape is None and array is not None:
