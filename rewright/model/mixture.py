@@ -29,11 +29,7 @@ class _Mixture:
         self._done: set[tuple[bool, int]] = set()
 
     def model(self) -> Model | None:
-        wanted = [
-            (False, index) if index not in self._dropped and not any(name in self._old for name in node.output) else None
-            for index, node in enumerate(self.after.nodes)
-        ]
-        keys = [key for key in wanted if key is not None]
+        keys = [key for index in range(len(self.after.nodes)) for key in self._places_of(index)]
         keys += [key for name in self.after.outputs if (key := self._maker(name)) is not None]
         for key in keys:
             if not self._place(key):
@@ -42,6 +38,13 @@ class _Mixture:
         if len(names) != len(set(names)):
             return None
         return self._assemble()
+
+    def _places_of(self, index: int) -> list[tuple[bool, int]]:
+        """What stands where a node of the model after stands: itself, or what it had replaced."""
+        restored = [name for name in self.after.nodes[index].output if name in self._old]
+        if restored:
+            return [(True, self.before.producer[name]) for name in restored]
+        return [] if index in self._dropped else [(False, index)]
 
     def _maker(self, name: str) -> tuple[bool, int] | None:
         """Who makes a value in the mixture: (whether it is the model before, index)."""

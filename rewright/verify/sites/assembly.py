@@ -19,7 +19,7 @@ _FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
 
 @dataclass(frozen=True)
 class ValueType:
-    """Element type (``TensorProto.DataType``) of a boundary value, and its sizes: None where they, or the rank, differ from set to set."""
+    """Element type (``TensorProto.DataType``) and sizes of a boundary value; None where they, or the rank, differ between sets."""
 
     element: int
     sizes: tuple[int | None, ...] | None

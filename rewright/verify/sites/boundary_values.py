@@ -62,7 +62,12 @@ _FLOATS: Final[dict[str, Maker]] = {
 
 
 def boundary_sets(
-    captured: Sequence[tuple[int, Arrays]], free: tuple[str, ...], seed: int = 0, *, is_heavy: bool = False
+    captured: Sequence[tuple[int, Arrays]],
+    free: tuple[str, ...],
+    seed: int = 0,
+    *,
+    is_heavy: bool = False,
+    bounds: Sequence[float] = (),
 ) -> Iterator[BoundarySet]:
     """The captured sets, then those with made-up numbers in place of the free values, then those with other masks.
 
@@ -71,12 +76,14 @@ def boundary_sets(
         free: names of values that can be any floating-point number.
         seed: of the made numbers; the same for the same seed on every machine.
         is_heavy: whether running the section is much work, so that fewer sets have to do.
+        bounds: numbers around which the section behaves otherwise, and which the usual made-up numbers do not reach.
     """
     for number, arrays in captured[: _HEAVY_CAPTURED if is_heavy else None]:
         yield BoundarySet(f"captured from input set {number}", arrays, number, True)
     number, base = _telling(captured)
     floats = [name for name in free if name in base and is_floating(base[name].dtype) and base[name].size]
-    for kind, make in list(_FLOATS.items())[: _HEAVY_KINDS if is_heavy else None] if floats else ():
+    kinds = list(_FLOATS.items())[: _HEAVY_KINDS if is_heavy else None] + [_around(bound) for bound in bounds]
+    for kind, make in kinds if floats else ():
         made = {
             name: make(base[name].shape, np.random.default_rng([seed, crc32(kind.encode()), position])).astype(base[name].dtype)
             for position, name in enumerate(floats)
@@ -90,6 +97,10 @@ def boundary_sets(
             for position, name in enumerate(floats)
         }
         yield BoundarySet(f"masks moved by {shift}", {**base, **normal, **moved}, number, False)
+
+
+def _around(bound: float) -> tuple[str, Maker]:
+    return f"around {bound:g}", lambda shape, rng: 2 * bound * rng.standard_normal(shape)
 
 
 def _telling(captured: Sequence[tuple[int, Arrays]]) -> tuple[int, Arrays]:

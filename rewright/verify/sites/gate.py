@@ -19,10 +19,12 @@ from rewright.verify.sites.boundary_values import BoundarySet, boundary_sets
 from rewright.verify.sites.capture import Capture
 from rewright.verify.sites.double import DoubleEvaluator
 from rewright.verify.sites.evidence import RegionEvidence, SiteParityEvidence
+from rewright.verify.sites.hard_inputs import masking_set
 from rewright.verify.sites.judgement import Judgement, judge, without_padded_rows
 from rewright.verify.sites.ranges import FreeValues, free_inputs
 from rewright.verify.sites.running import Case, SideRun, model_of, run_sections
 from rewright.verify.sites.section import Section, make_section
+from rewright.verify.sites.thresholds import thresholds
 
 _MOST_CAPTURED: Final = 4
 _HEAVY: Final = 2**20
@@ -82,7 +84,9 @@ class SiteGate:
         self._budget = budget
         self._seed = seed
         self._free_inputs = free_inputs(original)
-        self._capture = Capture(input_sets[:_MOST_CAPTURED], worker, lower)
+        sets = list(input_sets[:_MOST_CAPTURED])
+        masking = masking_set(original, sets)
+        self._capture = Capture([*sets, masking] if masking is not None else sets, worker, lower)
 
     def check(self, before: Model, after: Model, sites: Iterable[ClaimedSite], exactness: Exactness) -> SiteCheck:
         """Runs every region that differs between the two models. Nothing is raised for a model that does not run."""
@@ -151,7 +155,9 @@ class SiteGate:
         if not captured:
             return []
         free = () if exactness == "quantizing" else section.free
-        return list(boundary_sets(captured, free, self._seed, is_heavy=section.weight_elements() > _HEAVY))
+        bounds = thresholds(section.old.index, section.old.nodes) + thresholds(section.new.index, section.new.nodes)
+        is_heavy = section.weight_elements() > _HEAVY
+        return list(boundary_sets(captured, free, self._seed, is_heavy=is_heavy, bounds=sorted(set(bounds))))
 
     def _run(self, cases: list[Case], exactness: Exactness) -> None:
         for case, (before, after) in zip(cases, run_sections(cases, self._worker, self._lower), strict=True):
