@@ -167,20 +167,6 @@ class HeadsInAnyOrder(PatternPass):
         return fused(op, q, k, v)
 
 
-class DroppedGuard(PatternPass):
-    """Takes away the guard against rows of which every key is masked."""
-
-    name = "dropped-guard"
-    exactness = "reassociating"
-
-    def pattern(self, op: Any, scores: Any, mask: Any) -> Any:
-        probabilities = op.Softmax(scores + mask, axis=-1)
-        return op.Where(op.IsNaN(probabilities), 0.0, probabilities)
-
-    def rewrite(self, op: Any, scores: Any, mask: Any) -> Any:
-        return op.Softmax(op.Add(scores, mask), axis=-1)
-
-
 class AnyRotation(PatternPass):
     """Takes every swap of two halves, one of them negated, for the same rotation."""
 
@@ -218,8 +204,8 @@ ATTENTION = """
     {p}_v = Reshape({v}, {split})  {p}_values = Transpose<perm = [0, 2, 1, 3]>({p}_v)
     {p}_products = MatMul({p}_queries, {p}_keys)  {p}_scores = Div({p}_products, {divisor})
     {masking}
-    {p}_softmax = Softmax<axis = {axis}>({masked})  {guarding}
-    {p}_means = MatMul({guarded}, {p}_values)  {merging}
+    {p}_softmax = Softmax<axis = {axis}>({masked})
+    {p}_means = MatMul({p}_softmax, {p}_values)  {merging}
     {p} = Reshape({merged}, merge)
 """
 PROJECTIONS = "q = MatMul(x, weight)  k = MatMul(x, other_weight)  v = MatMul(x, third_weight)  "
@@ -234,14 +220,15 @@ SHAPES = {
     "zero": np.float32(0),
     "minus_ten_thousand": np.float32(-1e4),
     "minus_a_billion": np.float32(-1e9),
-    "minus_infinity": np.float32(-np.inf),
     "causal": np.tri(6, dtype=bool),
     "window": np.tri(6, dtype=bool) & ~np.tri(6, k=-3, dtype=bool),
     "everything": np.ones((6, 6), bool),
     "no_offset": np.array(0),
     "offset": np.array(2),
 }
-PADDING = """is_padding = Equal(ids, padding_id)  by_row = Where(is_padding, {fill}, zero)  mask = Unsqueeze(by_row, axes)  """
+PADDING = """
+    is_padding = Equal(ids, padding_id)  by_row = Where(is_padding, minus_ten_thousand, zero)  mask = Unsqueeze(by_row, axes)
+"""
 
 
 def block(site: str, **fields: Any) -> dict[str, Any]:
@@ -254,8 +241,6 @@ def block(site: str, **fields: Any) -> dict[str, Any]:
         "axis": -1,
         "masking": "",
         "masked": "{p}_scores",
-        "guarding": "",
-        "guarded": "{p}_softmax",
         "merging": "{p}_back = Transpose<perm = [0, 2, 1, 3]>({p}_means)",
         "merged": "{p}_back",
     }
@@ -264,10 +249,6 @@ def block(site: str, **fields: Any) -> dict[str, Any]:
 
 
 ADDED = {"masking": "{p}_masked = Add({p}_scores, mask)", "masked": "{p}_masked"}
-GUARDED = {
-    "guarding": "{p}_is_nan = IsNaN({p}_softmax)  {p}_guarded = Where({p}_is_nan, zero, {p}_softmax)",
-    "guarded": "{p}_guarded",
-}
 
 
 def selected(mask: str) -> dict[str, str]:
@@ -290,7 +271,7 @@ MISTAKES = (
         right=[block("right0"), block("right1", v="k")],
         wrong=[block("wrong0", **ADDED), block("wrong1", k="v", **ADDED)],
         inputs="float[B, S, 8] x, int64[B, S] ids",
-        prelude=PROJECTIONS + PADDING.format(fill="minus_ten_thousand"),
+        prelude=PROJECTIONS + PADDING,
         is_hidden=True,
         weights=SHAPES,
     ),
@@ -355,16 +336,6 @@ MISTAKES = (
         right=[block("right0"), block("right1", v="k")],
         wrong=[block("wrong0", merging="", merged="{p}_means")],
         prelude=PROJECTIONS,
-        weights=SHAPES,
-    ),
-    Mistake(
-        DroppedGuard(),
-        ATTENTION,
-        right=[block("right0", masking="{p}_masked = Add({p}_scores, bias_of_keys)", masked="{p}_masked", **GUARDED)],
-        wrong=[block("wrong0", **ADDED, **GUARDED)],
-        inputs="float[B, S, 8] x, int64[B, S] ids, float[S] bias_of_keys",
-        prelude=PROJECTIONS + PADDING.format(fill="minus_infinity"),
-        is_hidden=True,
         weights=SHAPES,
     ),
     Mistake(

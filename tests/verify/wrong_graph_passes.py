@@ -47,6 +47,7 @@ class TransposedWeight(PatternPass):
     """Puts the Transpose of a weight into Gemm, whether Gemm transposes it already or not."""
 
     name = "transposed-weight"
+    exactness = "reassociating"
 
     def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
         return op.Gemm(x, op.Transpose(weight, perm=[1, 0]), bias)

@@ -71,13 +71,14 @@ class AnyGamma(PatternPass):
 
 
 class RootMeanSquareAsNorm(PatternPass):
-    """Takes an RMS norm for a layer norm, which it is only of rows whose mean is zero."""
+    """Takes an RMS norm for a layer norm, whether the mean was taken away before or not."""
 
     name = "rms-as-norm"
     exactness = "reassociating"
 
     def pattern(self, op: Any, x: Any, gamma: Any) -> Any:
-        return x / op.Sqrt(op.ReduceMean(x**2) + 1e-5) * gamma
+        centred = op.any_of(x - op.ReduceMean(x), x)
+        return centred / op.Sqrt(op.ReduceMean(centred**2) + 1e-5) * gamma
 
     def rewrite(self, op: Any, x: Any, gamma: Any) -> Any:
         return op.LayerNormalization(x, gamma, axis=-1)
@@ -292,11 +293,12 @@ MISTAKES = (
     ),
     Mistake(
         RootMeanSquareAsNorm(),
-        """{p}_square = Mul({x}, {x})  {p}_mean = ReduceMean<axes = [-1]>({p}_square)  {p}_sum = Add({p}_mean, epsilon_5)
+        """{first}  {p}_square = Mul({x}, {x})  {p}_mean = ReduceMean<axes = [-1]>({p}_square)  {p}_sum = Add({p}_mean, epsilon_5)
            {p}_root = Sqrt({p}_sum)  {p}_normal = Div({x}, {p}_root)  {p} = Mul({p}_normal, gamma)""",
-        right=[{"x": "centred"}, {"x": "zero"}],
-        wrong=[{"x": "x"}],
-        prelude="mean = ReduceMean<axes = [-1]>(x)  centred = Sub(x, mean)  zero = Mul(x, zeros)",
+        right=[
+            {"first": "right0_first = ReduceMean<axes = [-1]>(x)  right0_centred = Sub(x, right0_first)", "x": "right0_centred"}
+        ],
+        wrong=[{"first": "", "x": "x"}],
     ),
     Mistake(
         NoBeta(),
