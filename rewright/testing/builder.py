@@ -139,7 +139,7 @@ class GraphBuilder:
         """The model.
 
         Raises:
-            UsageError: there is no output, or the type of an output is neither stated nor inferred.
+            UsageError: there is no output, or the type or rank of an output is neither stated nor inferred.
         """
         if self._parent is not None:
             raise UsageError("a body is not a model.", "Give it to a node: g.If(condition, then_branch=body, ...).")

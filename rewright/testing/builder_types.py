@@ -137,7 +137,7 @@ def infer_outputs(proto: ModelProto, stated: Collection[str]) -> None:
     """Writes the inferred types into the graph's outputs, in place.
 
     Raises:
-        UsageError: an output's type is not inferred, and nobody has stated it.
+        UsageError: an output's type or rank, which onnx's checker asks for, is not inferred, and nobody has stated it.
     """
     types = inferred_types(proto)
     for info in proto.graph.output:
@@ -146,7 +146,10 @@ def infer_outputs(proto: ModelProto, stated: Collection[str]) -> None:
             for dim in info.type.tensor_type.shape.dim:
                 if dim.dim_param.startswith(_MADE_UP):
                     dim.ClearField("dim_param")
-        if not info.type.WhichOneof("value"):
+        kind = info.type.WhichOneof("value")
+        if kind is None or (kind == "tensor_type" and not info.type.tensor_type.HasField("shape")):
+            what = "type" if kind is None else "rank"
             raise UsageError(
-                f"the type of the output '{info.name}' is not inferred.", "State it: output(value, dtype='float32', shape=[...])."
+                f"the {what} of the output '{info.name}' is not inferred.",
+                "State it: output(value, dtype='float32', shape=[...]).",
             )

@@ -20,8 +20,6 @@ PassLike: TypeAlias = Pass | type[Pass] | str
 """A configured pass, a pass class with its default options, or chain text."""
 
 _UNCHECKED_MODES: Final = ("off", "structure")
-_MODES: Final[dict[VerifyMode, VerifyMode]] = {"sites": "model"}
-"""How a run is told to verify, where that is not the mode's own name."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def examine(
     seal = Seal(model, start)
     origin = Chain(before).run(start, target=target, verify="off").model if before else start
     counted = {pass_.name} if not isinstance(pass_, str) else {step.name for step in chain}
-    mode = "structure" if sites == 0 and len(chain) == 1 and verify != "off" else _MODES.get(verify, verify)
+    mode = "structure" if sites == 0 and len(chain) == 1 and verify != "off" else verify
     result = chain.run(origin, target=target, verify=mode, inputs=inputs)
     records = [record for record in result.report.passes if record.name in counted]
 

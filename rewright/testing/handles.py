@@ -128,5 +128,7 @@ class Node:
         elif key == "to" and not isinstance(value, int):
             value = helper.np_dtype_to_tensor_dtype(np.dtype(value))
         declared = self.schema.attributes.get(key) if self.schema is not None else None
+        if declared is not None and declared.type == onnx.defs.OpSchema.AttrType.FLOAT:
+            value = float(value)  # 1 is a float here, and helper would make an integer of it
         attr_type = int(cast(Any, declared.type).value) if declared is not None else None
         return helper.make_attribute(key, value, attr_type=attr_type)

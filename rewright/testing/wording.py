@@ -7,7 +7,7 @@ from typing import Final
 
 from rewright.model.carrier import Model
 from rewright.report.model import PassReport, Report
-from rewright.report.wording import common_reasons, error_against_tolerance
+from rewright.report.wording import common_reasons, error_against_tolerance, figure
 from rewright.run import RunResult
 from rewright.verify.comparison import OutputEvidence
 from rewright.verify.parity import ParityEvidence
@@ -36,18 +36,29 @@ def firing_problems(records: Sequence[PassReport], wanted: int | None) -> list[s
 
 
 def gate_problems(records: Iterable[PassReport]) -> list[str]:
-    """What gates found, with the figures where it is parity; also single sites that were undone."""
+    """What gates found, with the figures of sites and outputs; also single sites that were undone."""
     problems = []
     for record in records:
-        undone = [site.id for site in record.sites if site.status == "rolled-back"]
         if record.status in ("failed", "rolled-back"):
-            problems.append(f"{record.name} {record.status.replace('-', ' ')}: {record.reason}" + _figures(record.parity))
-        elif undone:
-            which = ", ".join(undone[:_LISTED])
-            problems.append(
-                f"{record.name}: {count(len(undone), 'site')} rolled back ({which}): {record.reason or 'see the report'}"
-            )
+            what = record.status.replace("-", " ")
+        elif record.undone:
+            what = f"{count(len(record.undone), 'change')} rolled back"
+        else:
+            continue
+        problems.append(f"{record.name} {what}: {record.reason}" + _undone(record) + _figures(record.parity))
     return problems
+
+
+def _undone(record: PassReport) -> str:
+    """The regions that failed by themselves, one a line."""
+    regions = record.site_parity.regions if record.site_parity is not None else []
+    failed = [region for region in regions if region.status == "failed"]
+    lines = []
+    for region in failed[:_LISTED]:
+        reason = "" if region.reason in record.reason else f"{region.reason}; "
+        figures = f"max abs {figure(region.max_abs)} where {figure(region.allowed)} is allowed, against {region.reference}"
+        lines.append(f"\n     {', '.join(region.sites) or 'no site'} at {region.at}: {reason}{figures}")
+    return "".join([*lines, f"\n     and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""])
 
 
 def verdict_problems(report: Report) -> list[str]:
