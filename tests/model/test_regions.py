@@ -129,7 +129,7 @@ def test_what_a_kept_region_reads_of_an_undone_one_stays() -> None:
     first = next(region for region in found if region.sites == ("one",))
     mixed = mixture(before, after, [first])
     assert mixed is not None
-    assert [node.op_type for node in mixed.proto.graph.node] == ["Identity", "Relu", "Abs", "Neg"]
+    assert [node.op_type for node in mixed.proto.graph.node] in (["Identity", "Relu", "Abs", "Neg"], ["Relu", "Identity", "Abs", "Neg"])
 
 
 def test_a_change_in_a_body_is_one_of_the_node_that_holds_it() -> None:

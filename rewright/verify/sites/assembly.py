@@ -19,7 +19,7 @@ _FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
 
 @dataclass(frozen=True)
 class ValueType:
-    """Element type (``TensorProto.DataType``) and sizes of a boundary value; None where they, or the rank, differ between sets."""
+    """Element type (``TensorProto.DataType``) and sizes of a boundary value; None where sizes or rank differ."""
 
     element: int
     sizes: tuple[int | None, ...] | None

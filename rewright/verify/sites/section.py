@@ -111,10 +111,17 @@ def make_section(region: Region, before: GraphIndex, after: GraphIndex, free_val
     outputs = region.outputs
     old.settle(outputs)
     new.settle(outputs)
+    own = set(old.inputs).intersection(new.inputs), set(old.numbers)
     held = _grow(old, new, outputs)
     shared = [name for name in old.inputs if name in set(new.inputs)]
     bound = _upstream_of(held, (before, after))
-    free = tuple(name for name in shared if free_values.takes_any(name) and bound is not None and name not in bound)
+    grown = {name for number in old.numbers - own[1] for name in before.nodes[number].output}
+    grown.update(name for name in old.inputs if name not in own[0])
+    free = tuple(
+        name
+        for name in shared
+        if free_values.takes_any(name) and bound is not None and name not in bound and not _made_of(name, grown, before)
+    )
     section = Section(region, old, new, outputs, free, tuple(held), ())
     section.key = _key(section)
     return section
@@ -162,6 +169,24 @@ def _upstream_of(names: Iterable[str], models: tuple[GraphIndex, GraphIndex]) ->
             found.update(fresh)
             pending.extend(fresh)
     return found
+
+
+def _made_of(name: str, values: set[str], index: GraphIndex) -> bool:
+    """Whether a value is made of others, as far as a look at what is next to it tells: it cannot be chosen beside them."""
+    found = {name}
+    pending = [name] if values else []
+    for _ in range(_MOST_NODES_ADDED):
+        if not pending:
+            break
+        node = index.node_of(pending.pop(0))
+        if node is None or (node.op_type in _SIZE_OPS and not node.domain):
+            continue
+        fresh = [read for read in reads(node) if read not in found and read not in index.constants]
+        if any(read in values for read in fresh):
+            return True
+        found.update(fresh)
+        pending.extend(fresh)
+    return False
 
 
 def _is_constant_node(node: NodeProto | None) -> bool:
