@@ -36,17 +36,17 @@ def gelu(w: Writer) -> Value:
     if w.kind == TensorProto.DOUBLE:
         return fast_gelu(w)
     x = _biased(w)
-    root = w.pick(math.sqrt(2), math.sqrt(2), 1.4142, 1.41, 1.4)
+    root = w.nearly(w.pick(math.sqrt(2), 1.4142135381698608), 1.4142, 1.41, 1.4)
     scaled = w.op("Div", x, w.scalar(root)) if w.chance() else w.commuted("Mul", x, w.scalar(1 / root))
-    erf = w.commuted("Add", w.op("Erf", scaled), w.scalar(w.pick(1.0, 1.0, 1.0, 0.9)))
-    return _factored(w, x, w.pick(0.5, 0.5, 0.5, 0.25), erf)
+    erf = w.commuted("Add", w.op("Erf", scaled), w.scalar(w.nearly(1.0, 0.9, 2.0)))
+    return _factored(w, x, w.nearly(0.5, 0.25, 0.49), erf)
 
 
 def fast_gelu(w: Writer) -> Value:
     """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x³)))."""
     x = _biased(w)
-    coefficient = w.pick(0.044715, 0.044715, 0.0447, 0.04)
-    slope = w.pick(math.sqrt(2 / math.pi), 0.7978845608028654, 0.79788, 0.8)
+    coefficient = w.nearly(0.044715, 0.0447, 0.04)
+    slope = w.nearly(w.pick(math.sqrt(2 / math.pi), 0.79788456), 0.7979, 0.8)
     cube = w.op("Pow", x, w.scalar(3.0)) if w.chance() else w.commuted("Mul", x, w.op("Mul", x, x))
     form = w.pick("sum", "factored")
     if form == "sum":
@@ -55,8 +55,8 @@ def fast_gelu(w: Writer) -> Value:
         square = w.op("Mul", x, x)
         one = w.commuted("Add", w.commuted("Mul", square, w.scalar(coefficient)), w.scalar(1.0))
         inner = w.commuted("Mul", w.commuted("Mul", x, w.scalar(slope)), one)
-    tanh = w.commuted("Add", w.op("Tanh", inner), w.scalar(w.pick(1.0, 1.0, 1.0, 1.1)))
-    return _factored(w, x, w.pick(0.5, 0.5, 0.5, 1.0), tanh)
+    tanh = w.commuted("Add", w.op("Tanh", inner), w.scalar(w.nearly(1.0, 1.1)))
+    return _factored(w, x, w.nearly(0.5, 1.0), tanh)
 
 
 def sigmoid_gelu(w: Writer) -> Value:

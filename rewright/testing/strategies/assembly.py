@@ -67,7 +67,8 @@ def models(
     values. Examples shrink to few parts, few outputs, the first dtype and opset, and the plain spelling of each part.
 
     Args:
-        parts: names of parts or of groups of them ("layer-norm", "normalizations"), see `PARTS` and `ROOMS`; None for all.
+        parts: names of parts or of groups of them ("layer-norm", "normalizations"), see `PARTS` and `ROOMS`; None for all. A
+            name that is listed twice is drawn twice as often.
         min_parts, max_parts: how many parts a model has.
         opsets: versions of the standard domain, 13 to 23.
         dtypes: of the float values; one that is listed twice is drawn twice as often.

@@ -106,7 +106,7 @@ def _repeated(w: Writer, x: Value) -> Value:
 def _scores(w: Writer, query: Value, key: Value, source: Value) -> Value:
     """scale Q Kᵀ; the scale at the product, at one operand or its root at both, right or another number."""
     at = w.pick("product", "query", "key", "both", "none")
-    scale = w.pick(1.0, 1.0, 1.0, 0.5) / np.sqrt(w.sizes.size)
+    scale = w.nearly(1.0, 0.5, 1.1) / np.sqrt(w.sizes.size)
     if at in ("query", "both"):
         query = _scaled(w, query, scale if at == "query" else np.sqrt(scale), source)
     transposed = w.transpose(key, 0, 1, 3, 2)

@@ -61,7 +61,7 @@ def _causal(w: Writer, scores: Value, source: Value) -> Value:
 def _allowed(w: Writer, x: Value) -> Value:
     """Which key a query sees: those up to itself, or, wrongly, those from itself on, or those near it."""
     square = [w.sizes.sequence] * 2
-    form = w.pick("ranges", "triangle", "not", "window")
+    form = w.nearly(w.pick("ranges", "triangle", "not"), "window")
     if form == "triangle" and w.opset >= 14:
         one = numpy_helper.from_array(np.ones(1, np.float32))
         sides = w.op("Concat", w.size(x, 1), w.size(x, 1), dims=[2], axis=0)
@@ -74,7 +74,7 @@ def _allowed(w: Writer, x: Value) -> Value:
     if form == "window":
         near = w.op("Abs", w.op("Sub", query, key, dims=square))
         return w.op("LessOrEqual", near, w.constant(1, INT64), kind=BOOL)
-    op = w.pick("LessOrEqual", "LessOrEqual", "LessOrEqual", "GreaterOrEqual")
+    op = w.nearly("LessOrEqual", "GreaterOrEqual", "Less")
     return w.op(op, key, query, kind=BOOL, dims=square)
 
 

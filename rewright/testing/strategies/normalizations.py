@@ -14,7 +14,7 @@ _HALF_EPSILONS = (1e-3, 1e-2)
 def layer_norm(w: Writer, x: Value | None = None) -> Value:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias."""
     given, x = _widened(w, w.read() if x is None else x)
-    axes = w.pick([-1], [-1], [-1], [1], [-1, -2])
+    axes = w.nearly([-1], [1], [-1, -2])
     centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes))
     again = w.op("Sub", x, w.reduce("ReduceMean", x, axes)) if w.rarely() else centred
     variance = _mean_square(w, again, axes)
@@ -24,7 +24,7 @@ def layer_norm(w: Writer, x: Value | None = None) -> Value:
 def rms_norm(w: Writer, x: Value | None = None) -> Value:
     """x / sqrt(mean(x²) + epsilon) * scale."""
     given, x = _widened(w, w.read() if x is None else x)
-    return _ended(w, given, x, _mean_square(w, x, w.pick([-1], [-1], [-1], [1])), has_bias=w.rarely())
+    return _ended(w, given, x, _mean_square(w, x, w.nearly([-1], [1], [0])), has_bias=w.rarely())
 
 
 def _widened(w: Writer, x: Value) -> tuple[Value, Value]:
@@ -33,13 +33,13 @@ def _widened(w: Writer, x: Value) -> tuple[Value, Value]:
 
 
 def _mean_square(w: Writer, x: Value, axes: list[int]) -> Value:
-    form = w.pick("Pow", "Mul", "Pow", "wrong power", "L2")
-    if form == "L2" and x.kind == FLOAT and axes == [-1]:
+    form = w.nearly(w.pick("Pow", "Mul"), "wrong power", "sum")
+    if form == "sum" and x.kind == FLOAT and axes == [-1]:
         total = w.reduce("ReduceSumSquare", x, axes)
         return w.op("Div", total, w.scalar(w.pick(w.sizes.hidden, w.sizes.hidden - 1), x.kind))
     if form == "Mul":
         return w.reduce("ReduceMean", w.op("Mul", x, x), axes)
-    power = 4.0 if form == "wrong power" and w.rarely() else 2.0
+    power = 4.0 if form == "wrong power" else 2.0
     return w.reduce("ReduceMean", w.op("Pow", x, w.scalar(power, w.pick(x.kind, FLOAT))), axes)
 
 

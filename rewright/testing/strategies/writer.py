@@ -106,6 +106,10 @@ class Writer:
     def rarely(self) -> bool:
         return self.draw(st.integers(0, 9)) == 9
 
+    def nearly(self, right: T, *wrong: T) -> T:
+        """The right one, but sometimes one that is nearly right."""
+        return self.pick(*wrong) if self.rarely() else right
+
     def some(self, minimum: int, maximum: int) -> int:
         return self.draw(st.integers(minimum, maximum))
 
