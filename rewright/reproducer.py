@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from rewright.model.carrier import Model
 from rewright.model.errors import ModelError, UsageError
@@ -21,6 +18,7 @@ from rewright.passes.contract import Pass
 from rewright.registry.grammar import format_pass
 from rewright.registry.options import chosen_options
 from rewright.report.model import EnvironmentReport, PassReport
+from rewright.verify.input_files import write_npz
 from rewright.verify.inputs import InputSet
 
 
@@ -59,7 +57,7 @@ def write_reproducer(
         model.save(folder / "before.onnx")
         (folder / "chain.txt").write_text(format_pass(step.name, chosen_options(step)) + "\n")
         for number, input_set in enumerate(input_sets):
-            _write_npz(folder / "inputs" / f"{number}.npz", input_set)
+            write_npz(folder / "inputs" / f"{number}.npz", input_set.arrays)
         (folder / "COMMAND").write_text(f"rewright reproduce {folder}\n")
         failure = {
             "reproducer": 1,
@@ -72,14 +70,6 @@ def write_reproducer(
     except (OSError, ModelError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ModelError(f"cannot write {folder}: {error}") from error
-
-
-def _write_npz(path: Path, input_set: InputSet) -> None:
-    """An .npz file; ``np.savez`` takes the names as keyword arguments, and an input may be called "file"."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in input_set.arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def read_reproducer(folder: Path) -> Reproducer:

@@ -69,6 +69,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UsageError(f"{path} cannot be read: {error}.", "Write it with numpy.savez.") from error
 
 
+def write_npz(path: Path, arrays: Arrays) -> None:
+    """Writes arrays so that they can be read again; ``np.savez`` takes names as keyword arguments, and one may be "file"."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+
 def _protobuf_files(folder: Path) -> list[Path]:
     files = [file for file in folder.glob("input_*.pb") if file.stem.removeprefix("input_").isdigit()]
     return sorted(files, key=lambda file: int(file.stem.removeprefix("input_")))
