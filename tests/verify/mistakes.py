@@ -94,6 +94,11 @@ class Mistake:
         return first | right | wrong
 
     @property
+    def wrong_outputs(self) -> set[str]:
+        """The outputs of the sites at which the pass errs."""
+        return {name for name in self.sites if name.startswith("wrong")}
+
+    @property
     def proto(self) -> onnx.ModelProto:
         body = self.prelude + "".join(self.template.format(p=name, **site) for name, site in self.sites.items())
         known = WEIGHTS | dict(self.weights)

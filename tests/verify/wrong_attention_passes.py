@@ -80,6 +80,19 @@ class InvertedMask(PatternPass):
         return op.Softmax(op.Add(scores, fill), axis=-1)
 
 
+class NeverMasked(PatternPass):
+    """Takes every mask for one that masks nothing."""
+
+    name = "never-masked"
+    exactness = "reassociating"
+
+    def pattern(self, op: Any, scores: Any, mask: Any) -> Any:
+        return op.Softmax(scores + mask * -10000.0, axis=-1)
+
+    def rewrite(self, op: Any, scores: Any) -> Any:
+        return op.Softmax(scores, axis=-1)
+
+
 class AnyConstantMask(PatternPass):
     """Takes every constant mask for the causal one."""
 
@@ -278,8 +291,8 @@ MISTAKES = (
     Mistake(
         InvertedMask(),
         """{p}_given = Unsqueeze(mask, axes)  {p}_float = Cast<to = 1>({p}_given)  {sense}
-           {p}_fill = Mul({p}_mask, minus_ten_thousand)
-           {p}_masked = Add(scores, {p}_fill)  {p} = Softmax<axis = -1>({p}_masked)""",
+           {p}_fill = Mul({p}_mask, minus_ten_thousand)  {p}_masked = Add(scores, {p}_fill)
+           {p}_softmax = Softmax<axis = -1>({p}_masked)  {p} = Mul({p}_softmax, two)""",
         right=[{"sense": f"right{index}_mask = Sub(one, right{index}_float)"} for index in range(2)],
         wrong=[{"sense": "wrong0_mask = Identity(wrong0_float)"}],
         inputs="float[B, 2, S, S] scores, bool[B, S] mask",
