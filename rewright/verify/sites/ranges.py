@@ -34,6 +34,9 @@ _NORMALISATIONS: Final = frozenset(
 )  # fmt: skip
 _ATTENTIONS: Final = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "GemmFastGelu"})
 
+MIXING: Final = _NORMALISATIONS | _ATTENTIONS | {"MatMul", "Gemm", "Conv", "ConvTranspose"}
+"""Ops whose output is for all that a rewrite can know independent of what they read."""
+
 
 class FreeValues:
     """Answers for the values of one model; each is looked at once."""

@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto
 from rewright.model.carrier import bodies
 from rewright.model.elements import normal_domain
 from rewright.model.regions import GraphIndex, Region, reads
-from rewright.verify.sites.ranges import FreeValues
+from rewright.verify.sites.ranges import MIXING, FreeValues
 
 _MOST_NODES_ADDED: Final = 64
 _MOST_NODES_SEARCHED: Final = 200
@@ -172,14 +172,18 @@ def _upstream_of(names: Iterable[str], models: tuple[GraphIndex, GraphIndex]) ->
 
 
 def _made_of(name: str, values: set[str], index: GraphIndex) -> bool:
-    """Whether a value is made of others, as far as a look at what is next to it tells: it cannot be chosen beside them."""
+    """Whether a value follows from others, so that it cannot be chosen beside them.
+
+    The search ends where weights, a normalisation or an attention mix values: a hidden state depends on the padding mask, but no
+    rewrite can rely on how.
+    """
     found = {name}
     pending = [name] if values else []
     for _ in range(_MOST_NODES_ADDED):
         if not pending:
             break
         node = index.node_of(pending.pop(0))
-        if node is None or (node.op_type in _SIZE_OPS and not node.domain):
+        if node is None or node.op_type in MIXING or (node.op_type in _SIZE_OPS and not node.domain):
             continue
         fresh = [read for read in reads(node) if read not in found and read not in index.constants]
         if any(read in values for read in fresh):
