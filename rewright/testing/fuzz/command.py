@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rewright.model.errors import RewrightError, UsageError
 from rewright.registry.catalog import Catalog
-from rewright.run import VERIFY_MODES, VerifyMode
+from rewright.run import VERIFY_MODES
 from rewright.testing.fuzz import findings
 from rewright.testing.fuzz.checks import Examiner
 from rewright.testing.fuzz.process import Assignment, Outcome, fuzz
@@ -52,7 +52,7 @@ def run(
         seconds=seconds,
         seed=seed,
         folder=keep,
-        verify=cast("VerifyMode", verify),
+        verify=verify,
         limit=limit,
         minimizing=minimize,
         jobs=jobs,

@@ -1,0 +1,77 @@
+"""Half precision: what moves by a rounding step of float16 because ONNX Runtime leaves casts out is no fault of a pass."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from rewright.api import Chain
+from rewright.verify.half_precision import half_outputs
+from rewright.verify.parity import ParityGate
+
+SQUARE_ROOT_OF_A_CONSTANT = """g (float16[batch, 12] x) => (float16[batch, 12] y) {
+    two = Constant<value = float16[1] {16384}>() r = Sqrt(two) y = Div(x, r)
+}"""
+
+
+@pytest.mark.parametrize("output", ["float16", "float"])
+def test_an_identity_between_half_precision_ops_may_go(parse, worker, output):
+    """Without it ONNX Runtime does not round the sine to float16, and an exact pass moves the output."""
+    text = f"""g (float16[batch, 12] x) => ({output}[batch, 12] y) {{
+        s = Sin(x) i = Identity(s) f = Cast<to = 1>(i) y = {"Cast<to = 10>" if output == "float16" else "Identity"}(f)
+    }}"""
+    without = text.replace("i = Identity(s) f = Cast<to = 1>(i)", "f = Cast<to = 1>(s)")
+    evidence = ParityGate(parse(text), None, worker).check(parse(without), "exact")
+    assert evidence.status == "passed", evidence.reason
+
+
+def test_folding_a_constant_of_half_precision_is_kept(parse):
+    report = Chain("constant-folding").run(parse(SQUARE_ROOT_OF_A_CONSTANT)).report
+    assert (report.verdict, [site.status for site in report.passes[0].sites]) == ("passed", ["kept", "kept"]), report.reason
+    assert "rounding to float16" in report.passes[0].parity.outputs[0].message
+
+
+def test_more_than_a_rounding_step_is_a_difference(parse, worker):
+    text = "g (float16[batch, 12] x) => (float16[batch, 12] y) { s = Sin(x) y = Mul(s, s) }"
+    wrong = text.replace("y = Mul(s, s)", "c = Constant<value = float16[1] {15380}>() t = Mul(s, c) y = Mul(s, t)")
+    assert ParityGate(parse(text), None, worker).check(parse(wrong), "exact").status == "failed"
+
+
+def test_single_precision_stays_exact(parse, worker):
+    text = "g (float[batch, 12] x) => (float[batch, 12] y) { s = Sin(x) y = Mul(s, s) }"
+    off = text.replace("y = Mul(s, s)", "c = Constant<value = float {1.000001}>() t = Mul(s, c) y = Mul(s, t)")
+    assert ParityGate(parse(text), None, worker).check(parse(off), "exact").status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("a = Relu(x) y = Neg(a)", None),
+        ("a = Cast<to = 10>(x) b = Cast<to = 1>(a) y = Neg(b)", np.float16),
+        ("y = Neg(x) a = Cast<to = 10>(x) b = Cast<to = 1>(a)", None),
+        ("c = Constant<value = float16[1] {16384}>() d = Cast<to = 1>(c) y = Add(x, d)", np.float16),
+    ],
+)
+def test_what_half_precision_flows_into(parse, body, expected):
+    found = half_outputs(parse(f"g (float[N] x) => (float[N] y) {{ {body} }}"))
+    assert found.get("y") == expected
+
+
+def test_bodies_and_their_captures_count(parse):
+    text = """g (float[N] x, float16[N] h, bool flag) => (float[N] y, float[N] z) {
+        y = If(flag) <then_branch = t () => (float[N] a) { a = Cast<to = 1>(h) },
+                      else_branch = e () => (float[N] b) { b = Neg(x) }>
+        z = If(flag) <then_branch = t2 () => (float[N] a2) { a2 = Relu(x) },
+                      else_branch = e2 () => (float[N] b2) { b2 = Neg(x) }>
+    }"""
+    assert half_outputs(parse(text)) == {"y": np.float16}
+
+
+def test_functions_count(parse):
+    model = parse("g (float[N] x) => (float[N] y) { y = Neg(x) }").proto
+    nodes = [
+        helper.make_node("Cast", ["a"], ["b"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["b"], ["c"], to=TensorProto.FLOAT),
+    ]
+    model.functions.append(helper.make_function("local", "Rounded", ["a"], ["c"], nodes, [helper.make_opsetid("", 17)]))
+    model.graph.node[0].domain, model.graph.node[0].op_type = "local", "Rounded"
+    assert half_outputs(parse("g (float[N] x) => (float[N] y) { y = Neg(x) }").with_proto(model))["y"].name == "bfloat16"
