@@ -1,14 +1,16 @@
 """Reproducer folders: everything that is needed to see a failure again, and to see that it is mended.
 
-A folder holds ``before.onnx`` (the model before the failing pass), ``chain.txt`` (that pass alone), ``inputs/*.npz``,
-``failure.json`` (versions and the gate's evidence) and ``COMMAND`` (one line).
+A folder holds ``before.onnx`` (the model before the failing pass, reduced to what shows the failure), ``chain.txt`` (that pass
+alone), ``inputs/*.npz``, ``failure.json`` (versions, the gate's evidence, and how far the model was reduced) and ``COMMAND`` (one
+line).
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from rewright.registry.options import chosen_options
 from rewright.report.model import EnvironmentReport, PassReport
 from rewright.verify.input_files import write_npz
 from rewright.verify.inputs import InputSet
+from rewright.verify.reduction import ReductionEvidence
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,12 @@ def write_reproducer(
     environment: EnvironmentReport,
     target: str,
     verify: str,
+    reduction: ReductionEvidence | None = None,
+    options: Sequence[str] = (),
 ) -> None:
     """Writes the folder; a folder of that name from an earlier run is replaced, a foreign one is not touched.
+
+    ``reduction`` says how the model was made smaller, ``options`` what the command needs beside the folder.
 
     Raises:
         ModelError: it cannot be written; what was written of it is removed.
@@ -57,13 +64,15 @@ def write_reproducer(
         model.save(folder / "before.onnx")
         (folder / "chain.txt").write_text(format_pass(step.name, chosen_options(step)) + "\n")
         for number, input_set in enumerate(input_sets):
-            write_npz(folder / "inputs" / f"{number}.npz", input_set.arrays)
-        (folder / "COMMAND").write_text(f"rewright reproduce {folder}\n")
+            if input_set.arrays:
+                write_npz(folder / "inputs" / f"{number}.npz", input_set.arrays)
+        (folder / "COMMAND").write_text(" ".join(["rewright reproduce", *options, shlex.quote(str(folder))]) + "\n")
         failure = {
             "reproducer": 1,
             "pass": record.model_dump(mode="json", exclude={"sites", "rejections"}),
             "target": target,
             "verify": verify,
+            "reduction": None if reduction is None else reduction.model_dump(mode="json"),
             "environment": environment.model_dump(mode="json"),
         }
         (folder / "failure.json").write_text(json.dumps(failure, indent=2) + "\n")

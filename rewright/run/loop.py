@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,10 +31,10 @@ from rewright.report.model import (
     SiteReport,
     Verdict,
 )
-from rewright.reproducer import write_reproducer
 from rewright.run.gates import Gates
 from rewright.run.options import PARITY_MODES, SITE_MODES, GateError, RunOptions, RunResult
-from rewright.verify.inputs import DEFAULT_COUNT
+from rewright.run.reducing import leave_reproducer
+from rewright.verify.inputs import DEFAULT_COUNT, InputSet
 from rewright.verify.mutation import self_test
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.process import SessionError, SessionWorker, first_line
@@ -255,14 +255,15 @@ class _Run:
     def _reproduce(self, step: Pass, index: int, before: Model, record: PassReport) -> None:
         if self.options.reproducers is None:
             return
+        self._progress(f"reducing what {step.name} fails on", index)
+        sets = self.gate.input_sets if self.gate is not None else []
         folder = self.options.reproducers / f"{index:02d}-{step.name}"
-        sets = self.gate.input_sets if self.gate is not None else ()
-        env = environment(self.options.plugins)
-        try:
-            write_reproducer(folder, before, step, sets, record, env, self.options.target, self.options.verify)
-            record.reproducer = str(folder)
-        except RewrightError as error:
-            record.notes.append(f"no reproducer was written: {error}")
+        leave_reproducer(folder, step, before, record, sets, lambda *part: self._attempt(step, *part), self.options)
+
+    def _attempt(self, step: Pass, model: Model, input_sets: Sequence[InputSet], worker: SessionWorker) -> PassReport:
+        """The pass on a part of the model, judged as it is judged here."""
+        options = replace(self.options, input_sets=input_sets or None, reproducers=None, progress=None)
+        return _Run(model, [step], "", options, worker)._step(step, 0)
 
     def _finish(self) -> RunResult:
         """The last gates, on the result as a whole."""
