@@ -14,6 +14,8 @@ import typer
 
 import rewright
 from rewright.cli import console
+from rewright.cli.bisect import bisect
+from rewright.cli.check import check
 from rewright.cli.compare import verify
 from rewright.cli.explain import explain
 from rewright.cli.failures import INTERRUPTED, UNUSABLE, abandon_output, guarded, status_of, status_of_usage
@@ -75,5 +77,5 @@ def _start(
     return 0
 
 
-for _command in (optimize, verify, explain, passes, chains, plugins, new_plugin, reproduce):
+for _command in (optimize, verify, check, explain, passes, chains, plugins, new_plugin, bisect, reproduce):
     app.command()(guarded(_command))

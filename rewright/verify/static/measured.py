@@ -1,6 +1,7 @@
 """What values measure on given inputs: one run with the smallest and the largest element of each value as further outputs.
 
-The reductions are part of the graph that is run, so that no value leaves the session and each is freed as soon as it would be anyway.
+The reductions are part of the graph that is run, so that no value leaves the session and each is freed as soon as it would be
+anyway.
 """
 
 from __future__ import annotations

@@ -290,17 +290,9 @@ class Ranges:
         if isinstance(bound, Exactly):
             return bound.interval
         if isinstance(bound, Accumulated):
-            held = format_of(dtype)
-            if not held.is_float:
-                return rounded(bound.interval, dtype) if bound.total <= held.largest else ANYTHING
-            count = ASSUMED_TERMS if bound.terms is None else bound.terms
-            unit = min(held.unit, _FLOAT32_UNIT) * (count + 8)
-            # a sum may overflow on the way to a result that does not
-            if unit >= 0.5 or math.isnan(bound.total) or bound.total * (1 + 2 * unit) > max(held.largest, 0.0):
-                return ANYTHING
-            found = rounded(bound.interval, dtype, 2 * unit * bound.total * bound.share)
+            found = _rounded_sum(bound, dtype)
             if bound.keeps_sign:
-                found = found.meet(NOT_NEGATIVE if bound.interval.low >= 0.0 else -NOT_NEGATIVE)
+                return found.meet(NOT_NEGATIVE if bound.interval.low >= 0.0 else -NOT_NEGATIVE)
             return found
         return rounded(bound, dtype) if bound is not None else ANYTHING
 
@@ -335,6 +327,19 @@ class Ranges:
             first = [self.operand(node, index + 2) or ANYTHING for index in range(carried)]
             return [Exactly(one.join(first[index]) if index < carried else one) for index, one in enumerate(inner)]
         return None
+
+
+def _rounded_sum(bound: Accumulated, dtype: DType | None) -> Interval:
+    """The bounds of a sum as the element type holds it, with what its terms lose on the way."""
+    held = format_of(dtype)
+    if not held.is_float:
+        return rounded(bound.interval, dtype) if bound.total <= held.largest else ANYTHING
+    count = ASSUMED_TERMS if bound.terms is None else bound.terms
+    unit = min(held.unit, _FLOAT32_UNIT) * (count + 8)
+    # a sum may overflow on the way to a result that does not
+    if unit >= 0.5 or not bound.total * (1 + 2 * unit) <= held.largest:
+        return ANYTHING
+    return rounded(bound.interval, dtype, 2 * unit * bound.total * bound.share)
 
 
 def _bytes(tensor: Any) -> int:
