@@ -50,7 +50,7 @@ LEVELS: Mapping[str, str] = {
     "O2": (
         "O1, layer-norm, rms-norm, rotary-embedding, attention, group-query-attention, multi-head-attention, gelu, fast-gelu,"
         " quick-gelu, skip-layer-norm, skip-rms-norm, bias-skip-layer-norm, bias-gelu, shape-simplification,"
-        " identity-elimination, common-subexpression, dead-code"
+        " constant-folding, identity-elimination, common-subexpression, dead-code"
     ),
     "O3": "O2, gelu-approximation, dead-code",
 }

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness
+from rewright.verify.coarseness import coarsest_types
 from rewright.verify.comparison import Noise, OutputEvidence, QuantizationBudget, compare, merge
 from rewright.verify.expectations import ExpectationEvidence, judge_expectations
-from rewright.verify.half_precision import half_outputs
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, Origin, make_fallback_sets, make_input_sets
 from rewright.verify.noise import NoiseFloor
 from rewright.verify.padding import without_padding
@@ -229,10 +229,16 @@ class ParityGate:
             tolerance = self.tolerance
         budget = self.budget if exactness == "quantizing" else None
         judged = compare(name, reference, got[name], tolerance, budget, noise)
-        if not judged.equal and name in self._halves and exactness in ("exact", "reassociating") and is_floating(reference.dtype):
-            loose = compare(name, reference, got[name], tolerance_for(self._halves[name], "reassociating"))
+        coarse = self._coarse.get(name)
+        if (
+            not judged.equal
+            and coarse is not None
+            and exactness != "quantizing"
+            and (exactness != "exact" or coarse.itemsize == 2)
+        ):
+            loose = compare(name, reference, got[name], tolerance_for(coarse, least_exact([exactness, "reassociating"])))
             if loose.equal:
-                judged, loose.message = loose, f"differs by rounding to {self._halves[name].name}: {judged.message}"
+                judged, loose.message = loose, f"differs by rounding to {coarse.name}: {judged.message}"
         if not judged.equal and exactness != "exact" and reference.shape == got[name].shape:
             excused = without_padding(self.reference.proto.graph, input_set, name, reference.shape)
             if excused is not None:
@@ -245,8 +251,8 @@ class ParityGate:
         return judged
 
     @cached_property
-    def _halves(self) -> dict[str, np.dtype]:
-        return half_outputs(self.reference) if self.tolerance is None else {}
+    def _coarse(self) -> dict[str, np.dtype]:
+        return coarsest_types(self.reference) if self.tolerance is None else {}
 
     def _noise_of(self, name: str, input_set: InputSet) -> Noise:
         original = self._measured()

@@ -11,12 +11,14 @@ from onnx import ModelProto
 
 from rewright.registry.catalog import Catalog
 from rewright.testing.fuzz.checks import Examiner, Finding
-from rewright.testing.strategies import ROOMS, models
+from rewright.testing.strategies import ROOMS, DType, models
 
 _LONGEST = 6
-_FUSED = ("normalizations", "activations", "attention", "embeddings", "residual-norm", "rotary")
-PARTS: Final = (*ROOMS, *_FUSED)
-"""What graphs are made of: what fusions look for, twice as often."""
+_FUSED = ("normalizations", "activations", "attention", "embeddings", "residual-norm")
+PARTS: Final = (*ROOMS, *_FUSED, *_FUSED)
+"""What graphs are made of: what fusions look for, three times as often."""
+
+_DTYPES: Final[tuple[DType, ...]] = ("float32", "float32", "float32", "float32", "float16", "float64")
 
 
 class _Enough(BaseException):
@@ -87,7 +89,7 @@ def generate(number: int, take: Callable[[ModelProto], bool]) -> None:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(models(parts=PARTS, max_parts=8))
+    @given(models(parts=PARTS, min_parts=2, max_parts=8, dtypes=_DTYPES))
     def run(model: ModelProto) -> None:
         try:
             goes_on = take(model)

@@ -6,6 +6,6 @@
 `models` gives well-typed models, `feeds` inputs for one, `cases` both. `PARTS` and `ROOMS` name what models are made of.
 """
 
-from rewright.testing.strategies.assembly import OPSETS, PARTS, ROOMS, cases, feeds, models
+from rewright.testing.strategies.assembly import OPSETS, PARTS, ROOMS, DType, cases, feeds, models
 
-__all__ = ["OPSETS", "PARTS", "ROOMS", "cases", "feeds", "models"]
+__all__ = ["OPSETS", "PARTS", "ROOMS", "DType", "cases", "feeds", "models"]

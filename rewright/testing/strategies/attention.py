@@ -38,7 +38,7 @@ def attention(w: Writer) -> Value:
 def _projected(w: Writer, x: Value) -> tuple[Value, Value, Value]:
     """Q, K, V of (batch, heads, positions, size); K and V may have half the heads."""
     sizes = w.sizes
-    fewer = sizes.heads // 2 if sizes.heads % 2 == 0 and w.rarely() else sizes.heads
+    fewer = sizes.heads // 2 if sizes.heads % 2 == 0 and w.chance() and w.chance() else sizes.heads
     if fewer != sizes.heads or w.chance():
         flat = [linear(w, x, count * sizes.size) for count in (sizes.heads, fewer, fewer)]
         counts = [sizes.heads, fewer, fewer]

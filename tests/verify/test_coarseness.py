@@ -1,11 +1,11 @@
-"""Half precision: what moves by a rounding step of float16 because ONNX Runtime leaves casts out is no fault of a pass."""
+"""What moves by a rounding step of a coarser type that flows into an output is no fault of a pass."""
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from rewright.api import Chain
-from rewright.verify.half_precision import half_outputs
+from rewright.verify.coarseness import coarsest_types
 from rewright.verify.parity import ParityGate
 
 SQUARE_ROOT_OF_A_CONSTANT = """g (float16[batch, 12] x) => (float16[batch, 12] y) {
@@ -42,6 +42,16 @@ def test_single_precision_stays_exact(parse, worker):
     assert ParityGate(parse(text), None, worker).check(parse(off), "exact").status == "failed"
 
 
+def test_float64_from_float32_is_as_exact_as_float32(parse, worker):
+    text = "g (double[batch, 12] x) => (double[batch, 12] y) { s = Cast<to = 1>(x) t = Tanh(s) y = Cast<to = 11>(t) }"
+    nearly = text.replace("t = Tanh(s)", "c = Constant<value = float {1.0000002}>() u = Tanh(s) t = Mul(c, u)")
+    wrong = text.replace("t = Tanh(s)", "c = Constant<value = float {1.0001}>() u = Tanh(s) t = Mul(c, u)")
+    gate = ParityGate(parse(text), None, worker)
+    statuses = [gate.check(parse(item), "reassociating").status for item in (text, nearly, wrong)]
+    assert statuses == ["passed", "passed", "failed"]
+    assert gate.check(parse(nearly), "exact").status == "failed"
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -52,7 +62,7 @@ def test_single_precision_stays_exact(parse, worker):
     ],
 )
 def test_what_half_precision_flows_into(parse, body, expected):
-    found = half_outputs(parse(f"g (float[N] x) => (float[N] y) {{ {body} }}"))
+    found = coarsest_types(parse(f"g (float[N] x) => (float[N] y) {{ {body} }}"))
     assert found.get("y") == expected
 
 
@@ -63,7 +73,7 @@ def test_bodies_and_their_captures_count(parse):
         z = If(flag) <then_branch = t2 () => (float[N] a2) { a2 = Relu(x) },
                       else_branch = e2 () => (float[N] b2) { b2 = Neg(x) }>
     }"""
-    assert half_outputs(parse(text)) == {"y": np.float16}
+    assert coarsest_types(parse(text)) == {"y": np.float16}
 
 
 def test_functions_count(parse):
@@ -74,4 +84,4 @@ def test_functions_count(parse):
     ]
     model.functions.append(helper.make_function("local", "Rounded", ["a"], ["c"], nodes, [helper.make_opsetid("", 17)]))
     model.graph.node[0].domain, model.graph.node[0].op_type = "local", "Rounded"
-    assert half_outputs(parse("g (float[N] x) => (float[N] y) { y = Neg(x) }").with_proto(model))["y"].name == "bfloat16"
+    assert coarsest_types(parse("g (float[N] x) => (float[N] y) { y = Neg(x) }").with_proto(model))["y"].name == "bfloat16"
