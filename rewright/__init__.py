@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rewright.api import explain as explain
     from rewright.api import optimize as optimize
     from rewright.api import reproduce as reproduce
+    from rewright.bisection.search import bisect as bisect
     from rewright.model.carrier import Model as Model
     from rewright.model.errors import (
         ModelError as ModelError,
@@ -62,6 +63,7 @@ _HOMES = {
     "RunResult": "rewright.run",
     "UsageError": "rewright.model.errors",
     "Value": "rewright.pattern.values",
+    "bisect": "rewright.bisection.search",
     "explain": "rewright.api",
     "graph_pass": "rewright.passes.graph_pass",
     "hookimpl": "rewright.registry.hookspecs",
@@ -90,6 +92,7 @@ __all__ = [
     "UsageError",
     "Value",
     "__version__",
+    "bisect",
     "explain",
     "graph_pass",
     "hookimpl",

@@ -20,7 +20,7 @@ FLOORS = (
     ("report",),
     ("reproducer",),
     ("run",),
-    ("api",),
+    ("api", "bisection"),
     ("testing",),
     ("integrations", "cli"),
 )

@@ -20,32 +20,36 @@ def show_divergence(divergence: Divergence, screen: Console) -> None:
     screen.print(
         Text("first divergence", "bold").append(f"  on {wording.printable(divergence.input_set)}; {count}", "not bold dim")
     )
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for heading in ("", "in the reference", "in the candidate"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("max error", "rtol needed", "rtol"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if divergence.last_agreeing is not None:
-        table.add_row(*_row("agrees", "green", divergence.last_agreeing))
-    else:
-        table.add_row(Text("agrees", "green"), "inputs and weights")
-    table.add_row(*_row("differs", "bold red", divergence.first))
-    screen.print(table)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(
+        Text("  agrees", "green"), _described(divergence.last_agreeing) if divergence.last_agreeing else "inputs and weights"
+    )
+    grid.add_row(Text("  differs", "bold red"), _described(divergence.first))
     if divergence.first.evidence.message:
-        screen.print(Text(f"  {wording.printable(divergence.first.evidence.message)}", "dim"))
+        grid.add_row("", Text(wording.printable(divergence.first.evidence.message), "dim"))
+    screen.print(grid)
 
 
-def _row(state: str, style: str, compared: ComparedValue) -> list[Text | str]:
+def _described(compared: ComparedValue) -> Text:
+    """The value, what makes it, and its figures."""
     from rewright.report import wording
 
-    evidence = compared.evidence
-    figures = (evidence.max_abs, evidence.needed_rtol, evidence.rtol)
-    return [Text(state, style), _described(compared.reference), _described(compared.candidate), *map(wording.figure, figures)]
+    reference, candidate = compared.reference, compared.candidate
+    text = Text(wording.printable(reference.name))
+    if candidate.name != reference.name:
+        text.append(f", in the candidate {wording.printable(candidate.name)} (by {compared.matched_by})")
+    made = _maker(reference)
+    if _maker(candidate) != made:
+        made = f"{made}, in the candidate {_maker(candidate)}"
+    figures = (compared.evidence.max_abs, compared.evidence.needed_rtol, compared.evidence.rtol)
+    error, needed, allowed = map(wording.figure, figures)
+    text.append(f"\nmade by {made}", "dim")
+    return text.append(f"\nmax error {error}, rtol needed {needed} of {allowed}")
 
 
-def _described(place: ValuePlace) -> Text:
+def _maker(place: ValuePlace) -> str:
     from rewright.report import wording
 
-    text = Text(wording.printable(place.name))
-    maker = " ".join(filter(None, (place.op, place.node)))
-    return text.append(wording.printable(f" ({maker})"), "dim") if maker else text
+    return wording.printable(" ".join(filter(None, (place.op, place.node)))) or "no node"

@@ -24,6 +24,7 @@ from rewright.verify.comparison import OutputEvidence, QuantizationBudget, compa
 from rewright.verify.inputs import InputSet
 from rewright.verify.padding import without_padding
 from rewright.verify.process import SessionWorker
+from rewright.verify.seeds import pin_seeds
 from rewright.verify.tolerance import Tolerance, is_floating, tolerance_for
 from rewright.verify.trace import Seen, Tracer
 
@@ -132,8 +133,8 @@ class _Search:
     elsewhere: dict[str, _Pair] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.first = Tracer(self.reference, self.input_set.arrays, self.worker)
-        self.second = Tracer(self.candidate, self.input_set.arrays, self.worker)
+        self.first = Tracer(pin_seeds(self.reference), self.input_set.arrays, self.worker)
+        self.second = Tracer(pin_seeds(self.candidate), self.input_set.arrays, self.worker)
         self.seen: dict[str, Seen] = {}
         self.seen_in_candidate: dict[str, Seen] = {}
         self.shared = 0

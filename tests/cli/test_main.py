@@ -16,7 +16,7 @@ from rewright.cli.main import app, run
 
 ROOT = Path(__file__).parents[2]
 BERT = ROOT / "tests" / "zoo" / "bert.ts17.sdpa.onnx"
-COMMANDS = ("optimize", "verify", "explain", "passes", "chains", "plugins", "reproduce")
+COMMANDS = ("optimize", "verify", "check", "explain", "passes", "chains", "plugins", "new-plugin", "bisect", "reproduce")
 
 
 def test_the_version(command_line, process):
@@ -40,7 +40,7 @@ def test_each_command_has_help(command, command_line):
 
 
 def test_the_commands_are_these():
-    assert {command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
+    assert {command.callback.__name__.replace("_", "-") for command in app.registered_commands} == set(COMMANDS)
 
 
 def test_a_misspelt_command_names_the_near_one(command_line):

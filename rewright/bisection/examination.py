@@ -1,0 +1,147 @@
+"""What of a pass is wrong: which of its changes, and the first value that they make wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rewright.bisection.record import Change, Culprit, Trial
+from rewright.bisection.steps import Applied
+from rewright.model.carrier import Model
+from rewright.model.mixture import mixture
+from rewright.model.regions import GraphIndex, Region, regions
+from rewright.ops.lowering import lower
+from rewright.passes.contract import Exactness
+from rewright.registry.grammar import format_pass
+from rewright.registry.options import chosen_options
+from rewright.run.gates import claimed
+from rewright.verify.divergence import Divergence
+from rewright.verify.interface import check_interface
+from rewright.verify.models import where_it_begins
+from rewright.verify.parity import ParityEvidence, ParityGate
+from rewright.verify.search import minimal_failing_set
+from rewright.verify.structure import check_structure
+
+_MOST_TRIALS: Final = 96
+"""Models that are compared at most to find the changes of one pass that are wrong."""
+
+_NAMED: Final = 3
+
+
+@dataclass
+class Examination:
+    """Looks into one pass after which the model is wrong.
+
+    Attributes:
+        gate: compares with the original model.
+        applied: the pass, and the models before and after it.
+        promise: the least exact promise that the model after it is held to.
+        trials: gets each comparison.
+    """
+
+    gate: ParityGate
+    applied: Applied
+    promise: Exactness
+    trials: list[Trial]
+
+    def culprit(self, before: ParityEvidence | None, after: ParityEvidence | None) -> Culprit:
+        """The record of the pass, whose models compared like this."""
+        applied = self.applied
+        found = Culprit(
+            index=applied.index,
+            name=applied.step.name,
+            chain=format_pass(applied.step.name, chosen_options(applied.step)),
+            kind=applied.kind or "parity",
+            reason=applied.reason or (after.reason if after is not None else ""),
+            before=before,
+            after=after,
+        )
+        if applied.after is None or not applied.is_change or applied.kind == "contract":
+            return found
+        if applied.kind is None:
+            found.alone = self._alone()
+        smallest = self._narrow(found)
+        if smallest is not None and applied.kind is None:
+            found.divergence = self._divergence(smallest)
+        return found
+
+    def _alone(self) -> ParityEvidence:
+        """The model after the pass against the one before it."""
+        gate = ParityGate(self.applied.before, self.gate.input_sets, self.gate.worker, lower=self.gate.lower)
+        return gate.check(self._after(), self.applied.step.exactness)
+
+    def _after(self) -> Model:
+        return self.applied.after if self.applied.after is not None else self.applied.before
+
+    def _narrow(self, found: Culprit) -> Model | None:
+        """Finds the changes that are wrong; returns the model before the pass with these alone if that fails, or the whole."""
+        before, after = GraphIndex(self.applied.before), GraphIndex(self._after())
+        parts = regions(before, after, claimed(self.applied.sites))
+        found.changes = len(parts)
+        everything = frozenset(range(len(parts)))
+        undone = everything
+        if len(parts) > 1:
+            undone = minimal_failing_set(len(parts), lambda kept: self._fails(before, after, parts, kept), _MOST_TRIALS)
+        found.undo = [_change(parts[number]) for number in sorted(undone)]
+        if undone == everything:
+            return self._after()
+        alone = mixture(before, after, [parts[number] for number in sorted(everything - undone)])
+        found.is_enough = alone is not None and self._fails(before, after, parts, undone)
+        return alone if found.is_enough else self._after()
+
+    def _fails(self, before: GraphIndex, after: GraphIndex, parts: Sequence[Region], kept: frozenset[int]) -> bool:
+        """Whether the model is wrong with only these changes."""
+        left_out = [part for number, part in enumerate(parts) if number not in kept]
+        named = [part.label for part in left_out[:_NAMED]]
+        if len(left_out) > len(named):
+            named.append(f"{len(left_out) - len(named)} more")
+        what = f"without {', '.join(named)}" if named else "all of them"
+        place, total = self.applied.index, len(parts)
+        trial = Trial(step="sites", culprit=place, applied=len(kept), total=total, what=what, status="unusable")
+        self.trials.append(trial)
+        model = mixture(before, after, left_out)
+        trial.reason = "the rest cannot do without them" if model is None else self._static_problem(model)
+        if model is None or trial.reason:
+            return True
+        fill_in(trial, self.gate.check(model, self.promise, is_trial=True))
+        return trial.status == "failed"
+
+    def _static_problem(self, model: Model) -> str:
+        structure = check_structure(self.applied.before, model)
+        if structure.status == "failed":
+            return structure.reason
+        if self.applied.step.changes_interface:
+            return ""
+        return check_interface(self.applied.before, model).reason
+
+    def _divergence(self, wrong: Model) -> Divergence | None:
+        """Where it begins: against the model before the pass, or the original if the two agree within the tolerance."""
+        for reference in (self.applied.before, self.gate.reference):
+            sets, worker = self.gate.input_sets, self.gate.worker
+            gate = ParityGate(reference, sets, worker, lower=self.gate.lower)
+            exactness = self.applied.step.exactness if reference is self.applied.before else self.promise
+            evidence = gate.check(wrong, exactness)
+            if evidence.status == "failed":
+                models = [lower(model) if self.gate.lower is not None else model for model in (reference, wrong)]
+                return where_it_begins(models[0], models[1], evidence, sets, worker, trusts_names=True)
+        return None
+
+
+def fill_in(trial: Trial, evidence: ParityEvidence) -> None:
+    """Takes the figures of a comparison over."""
+    trial.status, trial.reason = evidence.status, evidence.reason if evidence.status == "failed" else ""
+    differing = [output for output in evidence.outputs if not output.equal]
+    output = max(differing or evidence.outputs, key=lambda output: output.needed_rtol or output.max_abs or 0.0, default=None)
+    if output is not None:
+        trial.output, trial.max_abs, trial.needed_rtol = output.name, output.max_abs, output.needed_rtol
+        trial.rtol = output.rtol
+
+
+def _change(region: Region) -> Change:
+    return Change(
+        sites=list(region.sites),
+        at=region.label,
+        removed=[f"{node.op_type} {node.name}".strip() for node in region.removed],
+        added=[f"{node.op_type} {node.name}".strip() for node in region.added],
+    )
