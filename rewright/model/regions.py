@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from rewright.model.carrier import Model, bodies
@@ -262,13 +263,21 @@ def _attributes(node: NodeProto) -> list[bytes]:
 
 
 def changed_constants(before: GraphIndex, after: GraphIndex) -> set[str]:
-    """Initializers of one name and two values."""
+    """Initializers of one name and two values; those that are the same slice of a file are not read."""
     return {
         name
         for name, tensor in after.constants.items()
-        if name in before.constants
-        and before.constants[name].SerializeToString(deterministic=True) != tensor.SerializeToString(deterministic=True)
+        if name in before.constants and not _is_same_tensor(before, before.constants[name], after, tensor)
     }
+
+
+def _is_same_tensor(before: GraphIndex, old: TensorProto, after: GraphIndex, new: TensorProto) -> bool:
+    if old.data_type != new.data_type or old.dims != new.dims:
+        return False
+    if old.SerializeToString(deterministic=True) == new.SerializeToString(deterministic=True):
+        return True
+    first, second = before.model.tensor(old), after.model.tensor(new)
+    return first.tobytes() == second.tobytes() if first.dtype != object else bool(np.array_equal(first, second))
 
 
 def changed_functions(before: ModelProto, after: ModelProto) -> set[tuple[str, str]]:

@@ -20,6 +20,9 @@ Arrays = Mapping[str, np.ndarray]
 Maker = Callable[[tuple[int, ...], np.random.Generator], np.ndarray]
 
 _OFFSET: Final = 2.0
+_MINUTE: Final = 1e-6
+"""Rows whose variance, 1e-12, is that of the smallest usual epsilon: larger ones do not tell 1e-12 from 1e-11."""
+
 _MASKED_BELOW: Final = -1e3
 _LARGEST_MASK: Final = 2**22
 _HEAVY_CAPTURED: Final = 2
@@ -35,17 +38,26 @@ class BoundarySet:
         arrays: by value name.
         origin: number of the input set that it was captured from, or made of.
         is_captured: whether it is as it occurred.
+        shift: by how many positions the masks were moved.
     """
 
     name: str
     arrays: Arrays = field(repr=False)
     origin: int
     is_captured: bool
+    shift: int = 0
 
 
 def _rows(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Each row along the last axis has a scale of its own, from 0.001 to 30."""
     scales = 10.0 ** rng.uniform(np.log10(TINY), np.log10(LARGE), (*shape[:-1], 1) if shape else ())
+    return np.asarray(scales * rng.standard_normal(shape))
+
+
+def _tiny(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Rows along the last axis by turns of the scale 0.001 and a thousandth of that."""
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    scales = np.resize([TINY, _MINUTE], rows).reshape(*shape[:-1], 1) if shape else np.asarray(TINY)
     return np.asarray(scales * rng.standard_normal(shape))
 
 
@@ -55,7 +67,7 @@ _FLOATS: Final[dict[str, Maker]] = {
     "rows of different scale": _rows,
     "large": lambda shape, rng: LARGE * rng.standard_normal(shape),
     "large offset": lambda shape, rng: _OFFSET + rng.standard_normal(shape),
-    "tiny": lambda shape, rng: TINY * rng.standard_normal(shape),
+    "tiny": _tiny,
     "heavy-tailed": lambda shape, rng: np.clip(rng.standard_t(2.0, shape), -LARGE, LARGE),
     "zeros": lambda shape, rng: np.zeros(shape),
 }
@@ -68,6 +80,8 @@ def boundary_sets(
     *,
     is_heavy: bool = False,
     bounds: Sequence[float] = (),
+    added: Mapping[str, np.ndarray] | None = None,
+    indices: Mapping[str, tuple[int, int]] | None = None,
 ) -> Iterator[BoundarySet]:
     """The captured sets, then those with made-up numbers in place of the free values, then those with other masks.
 
@@ -77,6 +91,8 @@ def boundary_sets(
         seed: of the made numbers; the same for the same seed on every machine.
         is_heavy: whether running the section is much work, so that fewer sets have to do.
         bounds: numbers around which the section behaves otherwise, and which the usual made-up numbers do not reach.
+        added: constant vectors that the section adds to free values, by the names of these.
+        indices: values that pick rows of a table: the first row, and how many there are up to the last.
     """
     for number, arrays in captured[: _HEAVY_CAPTURED if is_heavy else None]:
         yield BoundarySet(f"captured from input set {number}", arrays, number, True)
@@ -89,6 +105,12 @@ def boundary_sets(
             for position, name in enumerate(floats)
         }
         yield BoundarySet(kind, {**base, **made}, number, False)
+    cancelling = _cancelling(base, floats, added or {}, seed)
+    if cancelling:
+        yield BoundarySet("sums near zero", {**base, **cancelling}, number, False)
+    picked = {name: _ends(base[name], *limits) for name, limits in (indices or {}).items() if name in base and base[name].size}
+    if picked:
+        yield BoundarySet("first and last rows", {**base, **picked}, number, False)
     masks = [name for name, array in base.items() if name not in floats and _is_mask(array)]
     for shift in range(1, 2 if is_heavy else 3) if masks else ():
         moved = {name: np.roll(base[name], shift, axis=-1) for name in masks}
@@ -96,11 +118,33 @@ def boundary_sets(
             name: np.random.default_rng([seed, shift, position]).standard_normal(base[name].shape).astype(base[name].dtype)
             for position, name in enumerate(floats)
         }
-        yield BoundarySet(f"masks moved by {shift}", {**base, **normal, **moved}, number, False)
+        yield BoundarySet(f"masks moved by {shift}", {**base, **normal, **moved}, number, False, shift)
 
 
 def _around(bound: float) -> tuple[str, Maker]:
     return f"around {bound:g}", lambda shape, rng: 2 * bound * rng.standard_normal(shape)
+
+
+def _cancelling(base: Arrays, floats: Sequence[str], added: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Values that leave next to nothing of the vectors that are added to them; zeros for all others.
+
+    A vector that is added hides how rows of low variance are treated: its own variance is larger. With zeros beside it the sums
+    are exact in whatever order they are taken.
+    """
+    made: dict[str, np.ndarray] = {}
+    for position, name in enumerate(floats):
+        array = base[name]
+        if name in added and array.ndim and added[name].shape == array.shape[-1:]:
+            rng = np.random.default_rng([seed, crc32(b"cancelling"), position])
+            made[name] = (_tiny(array.shape, rng) - added[name]).astype(array.dtype)
+    return {**{name: np.zeros_like(base[name]) for name in floats}, **made} if made else {}
+
+
+def _ends(array: np.ndarray, first: int, stop: int) -> np.ndarray:
+    """Indices from both ends of a table by turns: a fault in a row shows only if something looks it up."""
+    steps = np.arange(array.size) // 2
+    limits = np.where(np.arange(array.size) % 2 == 0, first + steps, stop - 1 - steps)
+    return np.clip(limits, first, stop - 1).reshape(array.shape).astype(array.dtype)
 
 
 def _telling(captured: Sequence[tuple[int, Arrays]]) -> tuple[int, Arrays]:

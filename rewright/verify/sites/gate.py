@@ -21,10 +21,10 @@ from rewright.verify.sites.double import DoubleEvaluator
 from rewright.verify.sites.evidence import RegionEvidence, SiteParityEvidence
 from rewright.verify.sites.hard_inputs import masking_set
 from rewright.verify.sites.judgement import Judgement, judge, without_padded_rows
-from rewright.verify.sites.ranges import FreeValues, free_inputs
+from rewright.verify.sites.ranges import FreeValues, free_inputs, index_inputs
 from rewright.verify.sites.running import Case, SideRun, model_of, run_sections
 from rewright.verify.sites.section import Section, make_section
-from rewright.verify.sites.thresholds import thresholds
+from rewright.verify.sites.thresholds import added_vectors, thresholds
 
 _MOST_CAPTURED: Final = 4
 _HEAVY: Final = 2**20
@@ -84,6 +84,7 @@ class SiteGate:
         self._budget = budget
         self._seed = seed
         self._free_inputs = free_inputs(original)
+        self._index_inputs = index_inputs(original)
         sets = list(input_sets[:_MOST_CAPTURED])
         masking = masking_set(original, sets)
         self._capture = Capture([*sets, masking] if masking is not None else sets, worker, lower)
@@ -157,7 +158,18 @@ class SiteGate:
         free = () if exactness == "quantizing" else section.free
         bounds = thresholds(section.old.index, section.old.nodes) + thresholds(section.new.index, section.new.nodes)
         is_heavy = section.weight_elements() > _HEAVY
-        return list(boundary_sets(captured, free, self._seed, is_heavy=is_heavy, bounds=sorted(set(bounds))))
+        shared = set(section.new.inputs).intersection(section.old.inputs) if not section.held else set()
+        return list(
+            boundary_sets(
+                captured,
+                free,
+                self._seed,
+                is_heavy=is_heavy,
+                bounds=sorted(set(bounds)),
+                added=added_vectors(section.old.index, section.old.nodes),
+                indices={name: limits for name, limits in self._index_inputs.items() if name in shared},
+            )
+        )
 
     def _run(self, cases: list[Case], exactness: Exactness) -> None:
         for case, (before, after) in zip(cases, run_sections(cases, self._worker, self._lower), strict=True):
@@ -223,7 +235,7 @@ class SiteGate:
         same_shape = all(array.shape == arrays[0].shape for array in arrays)
         if found.ratio > 1.0 and exactness != "exact" and same_shape:
             # what padded positions hold means nothing, and fusions may change it
-            valid = without_padded_rows(arrays, self._capture.input_sets[one.origin])
+            valid = without_padded_rows(arrays, self._capture.input_sets[one.origin], one.shift)
             if valid is not None:
                 truth = valid[2] if len(valid) > 2 else None
                 return judge(valid[0], valid[1], truth, exactness, is_captured=one.is_captured, budget=self._budget)

@@ -96,6 +96,8 @@ def _close(wanted: np.ndarray, got: np.ndarray, truth: np.ndarray | None, exactn
     magnitude = np.where(finite, np.abs(np.where(finite, exact, 0.0)), 0.0)
     difference = np.where(finite, np.abs(np.where(finite, new, 0.0) - np.where(finite, exact, 0.0)), 0.0)
     scale = float(np.sqrt(np.mean(np.square(magnitude[finite]))))
+    if exactness == "approximate":
+        scale = max(1.0, scale)  # what is approximated is off by so much for any input, however small its result
     row = error.max(axis=-1, keepdims=True) if error.ndim else error
     allowed = (
         tolerance.atol * scale
@@ -130,15 +132,15 @@ def _misplaced(old: np.ndarray, new: np.ndarray, exact: np.ndarray, finite: np.n
     return ""
 
 
-def without_padded_rows(arrays: list[np.ndarray], input_set: InputSet) -> list[np.ndarray] | None:
+def without_padded_rows(arrays: list[np.ndarray], input_set: InputSet, shift: int = 0) -> list[np.ndarray] | None:
     """The arrays, all of one shape, without the rows of positions that the input set's padding masks leave out.
 
     None if they have no such rows. A row belongs to a position if the first axis is as long as the mask's batch and a later one,
-    but not the last, is as long as its sequence.
+    but not the last, is as long as its sequence. ``shift`` is by how many positions the masks were moved.
     """
     shape = arrays[0].shape
     for name in input_set.padding_masks:
-        valid = np.asarray(input_set.arrays[name]).astype(np.bool_)
+        valid = np.roll(np.asarray(input_set.arrays[name]).astype(np.bool_), shift, axis=-1)
         if valid.all() or len(shape) < 3 or shape[0] != valid.shape[0]:
             continue
         axes = [axis for axis in range(1, len(shape) - 1) if shape[axis] == valid.shape[1]]

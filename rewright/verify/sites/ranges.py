@@ -83,10 +83,16 @@ class FreeValues:
         if op == "Where":
             return inputs[1:]
         if op == "Gather":
-            # rows of a table of weights, picked by numbers that are not known
-            is_table = inputs[0] in self._index.constants and len(self._index.constants[inputs[0]].dims) > 1
-            return True if is_table and inputs[1] not in self._index.constants else inputs[:1]
+            return True if picks_weights(node, self._index) else inputs[:1]
         return False
+
+
+def picks_weights(node: NodeProto, index: GraphIndex) -> bool:
+    """Whether a node picks rows of a table of weights by numbers that are not known: an embedding."""
+    if node.op_type != "Gather" or node.domain:
+        return False
+    table = index.constants.get(node.input[0])
+    return table is not None and len(table.dims) > 1 and node.input[1] not in index.constants
 
 
 def free_inputs(model: Model) -> frozenset[str]:
@@ -96,3 +102,12 @@ def free_inputs(model: Model) -> frozenset[str]:
     except UsageError:
         return frozenset()
     return frozenset(role.name for role in roles if role.kind in ("float", "past", "image", "waveform"))
+
+
+def index_inputs(model: Model) -> dict[str, tuple[int, int]]:
+    """The graph inputs that pick rows of a table of known height: the first legal row, and one more than the last."""
+    try:
+        roles = infer_roles(model)
+    except UsageError:
+        return {}
+    return {role.name: (role.low, role.bound) for role in roles if role.kind == "index" and role.bound is not None}

@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto
 from rewright.model.carrier import bodies
 from rewright.model.elements import normal_domain
 from rewright.model.regions import GraphIndex, Region, reads
-from rewright.verify.sites.ranges import MIXING, FreeValues
+from rewright.verify.sites.ranges import MIXING, FreeValues, picks_weights
 
 _MOST_NODES_ADDED: Final = 64
 _MOST_NODES_SEARCHED: Final = 200
@@ -183,7 +183,12 @@ def _made_of(name: str, values: set[str], index: GraphIndex) -> bool:
         if not pending:
             break
         node = index.node_of(pending.pop(0))
-        if node is None or node.op_type in MIXING or (node.op_type in _SIZE_OPS and not node.domain):
+        if (
+            node is None
+            or node.op_type in MIXING
+            or picks_weights(node, index)
+            or (node.op_type in _SIZE_OPS and not node.domain)
+        ):
             continue
         fresh = [read for read in reads(node) if read not in found and read not in index.constants]
         if any(read in values for read in fresh):

@@ -1,4 +1,4 @@
-"""The numbers at which a part of a model begins to behave otherwise: what it clips to, and what it compares with."""
+"""The constants of a part of a model that its made-up values have to meet: what it clips to, compares with, and adds."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ _LARGEST: Final = 1e5
 
 _MOST: Final = 2
 
+_SCORES: Final = 500.0
+"""Around it, products of two values go into the millions: a finite number that masks a score no longer does if it is too small."""
+
 
 def thresholds(index: GraphIndex, nodes: list[NodeProto]) -> list[float]:
     """The bounds among the constants of the nodes that other made-up values would not reach, smallest first."""
@@ -26,7 +29,22 @@ def thresholds(index: GraphIndex, nodes: list[NodeProto]) -> list[float]:
         if node.op_type in _BOUNDED and not normal_domain(node.domain):
             found.update(abs(number) for name in node.input if (number := _number(index, name)) is not None)
             found.update(abs(attribute.f) for attribute in node.attribute if attribute.name in _ATTRIBUTES)
+        elif node.op_type == "Softmax" and not normal_domain(node.domain):
+            found.add(_SCORES)
     return sorted(number for number in found if LARGE < number <= _LARGEST)[:_MOST]
+
+
+def added_vectors(index: GraphIndex, nodes: list[NodeProto]) -> dict[str, np.ndarray]:
+    """The constant vectors that the nodes add to values, by the names of these."""
+    found: dict[str, np.ndarray] = {}
+    for node in nodes:
+        if node.op_type != "Add" or normal_domain(node.domain):
+            continue
+        for value, vector in (node.input, tuple(node.input)[::-1]):
+            tensor = index.constants.get(vector)
+            if tensor is not None and len(tensor.dims) == 1 and value not in index.constants:
+                found.setdefault(value, index.model.tensor(tensor))
+    return found
 
 
 def _number(index: GraphIndex, name: str) -> float | None:
