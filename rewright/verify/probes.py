@@ -1,0 +1,223 @@
+"""What a model is invariant to, asked of the original and of the result alike.
+
+A decoder that no longer hides the future, a mask that no longer hides padding and a reshape that mixes rows may all agree with
+the original on the inputs that were tried. Each probe runs a model twice, on inputs that differ only where the outputs that are
+looked at must not care. What the original holds the result has to hold; what the original does not hold is only noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from rewright.model.carrier import Model
+from rewright.passes.contract import Exactness
+from rewright.verify.comparison import QuantizationBudget, compare
+from rewright.verify.inputs import InputSet
+from rewright.verify.process import SessionError, SessionRun, SessionWorker, SetResult, first_line
+from rewright.verify.roles import InputRole
+from rewright.verify.seeds import run_pinned
+from rewright.verify.tolerance import Tolerance, is_floating, least_exact, tolerance_for
+
+Feed = Mapping[str, np.ndarray]
+Outputs = Mapping[str, np.ndarray]
+Lower = Callable[[Model], Model]
+Part = Callable[[str, np.ndarray], np.ndarray | None]
+"""What of an output, by name, a probe looks at; None where the probe says nothing about that output."""
+
+ProbeStatus = Literal["held", "broken", "not-held", "not-run"]
+
+MARGIN: Final = 4.0
+"""The result may move this many times as far as what counts as holding still for the original, so that an original that only
+just holds does not blame a result that rounds otherwise."""
+
+_LISTED: Final = 3
+
+
+class ProbeEvidence(BaseModel):
+    """What one probe showed.
+
+    Attributes:
+        name: "causality", "padding", "batch" or "cached-steps".
+        subject: the inputs that were changed, or fed back.
+        status: "held" by both, "broken" by the result although the original holds, "not-held" by the original,
+            "not-run" where the model offers no place for the probe, or cannot run on its inputs.
+        reason: why it is broken or was not run; else the outputs that the original does not hold, if there are any.
+        figures: measured numbers: "original" and "candidate", the largest movement of an output that the original holds.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    subject: str = ""
+    status: ProbeStatus
+    reason: str = ""
+    figures: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Two feeds, and the parts of the outputs that have to be equal.
+
+    `needs_change`: whether an output counts only if it differs somewhere, since an output that does not depend on what was
+    changed at all proves nothing.
+    """
+
+    name: str
+    subject: str
+    first: Feed
+    second: Feed
+    part_of_first: Part
+    part_of_second: Part
+    needs_change: bool = True
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What probes run with: the worker, what replaces ops without a kernel, and how exact the result promised to be."""
+
+    worker: SessionWorker
+    exactness: Exactness = "reassociating"
+    lower: Lower | None = None
+    budget: QuantizationBudget | None = None
+
+    def run(self, model: Model, feeds: Sequence[Feed]) -> SessionRun:
+        """Run the model on every feed.
+
+        Raises:
+            SessionError: it does not load, or the worker died.
+        """
+        return run_pinned(self.worker, self.lower(model) if self.lower is not None else model, feeds)
+
+    def agree(self, name: str, wanted: np.ndarray, got: np.ndarray, margin: float = 1.0) -> tuple[bool, float]:
+        """Whether two arrays are equal within `margin` times the tolerance, and the largest absolute difference."""
+        exactness = least_exact(["reassociating", self.exactness])
+        tolerance = tolerance_for(wanted.dtype, exactness)
+        if is_floating(wanted.dtype):
+            tolerance = Tolerance(margin * tolerance.rtol, margin * tolerance.atol, margin * tolerance.drift)
+        budget = self.budget or QuantizationBudget() if exactness == "quantizing" else None
+        judged = compare(name, wanted, got, tolerance, budget)
+        return judged.equal, float("inf") if judged.max_abs is None else judged.max_abs
+
+
+def judge_trials(trials: Sequence[Trial], original: Model, candidate: Model, bench: Bench) -> list[ProbeEvidence]:
+    """Run both models on the feeds of all trials, each feed once, and judge every trial.
+
+    The candidate is run only if the original holds something.
+    """
+    feeds = list({id(feed): feed for trial in trials for feed in (trial.first, trial.second)}.values())
+    places = {id(feed): place for place, feed in enumerate(feeds)}
+    try:
+        wanted = bench.run(original, feeds).results
+    except SessionError as error:
+        reason = f"the original cannot be run: {first_line(error.message)}"
+        return [ProbeEvidence(name=trial.name, subject=trial.subject, status="not-run", reason=reason) for trial in trials]
+    judged = [_of_original(trial, wanted[places[id(trial.first)]], wanted[places[id(trial.second)]], bench) for trial in trials]
+    if not any(held for _, held in judged):
+        return [evidence for evidence, _ in judged]
+    try:
+        got = bench.run(candidate, feeds).results
+    except SessionError as error:
+        got = tuple(SetResult({}, error.message) for _ in feeds)
+    for trial, (evidence, held) in zip(trials, judged, strict=True):
+        if held:
+            _of_candidate(trial, evidence, held, got[places[id(trial.first)]], got[places[id(trial.second)]], bench)
+    return [evidence for evidence, _ in judged]
+
+
+def _of_original(trial: Trial, first: SetResult, second: SetResult, bench: Bench) -> tuple[ProbeEvidence, dict[str, float]]:
+    """The evidence so far, and the outputs that the original holds, with their movements."""
+    evidence = ProbeEvidence(name=trial.name, subject=trial.subject, status="not-run")
+    error = first.error or second.error
+    if error:
+        evidence.reason = f"the original cannot be run on the inputs of the probe: {first_line(error)}"
+        return evidence, {}
+    held: dict[str, float] = {}
+    loose: dict[str, float] = {}
+    for name, wanted, got in _parts(trial, first.outputs, second.outputs):
+        is_held, moved = bench.agree(name, wanted, got)
+        (held if is_held else loose)[name] = moved
+    if held or loose:
+        evidence.status = "held" if held else "not-held"
+        evidence.reason = f"not held by the original: {listed(list(loose))}" if loose else ""
+        evidence.figures["original"] = max((held or loose).values())
+    else:
+        evidence.reason = "no output depends on what is changed and has positions that should not"
+    return evidence, held
+
+
+def _of_candidate(
+    trial: Trial, evidence: ProbeEvidence, held: Mapping[str, float], first: SetResult, second: SetResult, bench: Bench
+) -> None:
+    error = first.error or second.error
+    if error:
+        evidence.status, evidence.reason = "broken", f"the result cannot be run on the inputs of the probe: {first_line(error)}"
+        return
+    broken = []
+    found = {
+        name: (wanted, got) for name, wanted, got in _parts(replace(trial, needs_change=False), first.outputs, second.outputs)
+    }
+    for name, moved_before in held.items():
+        if name not in found:
+            broken.append(f"'{name}' has another shape")
+            continue
+        is_held, moved = bench.agree(name, *found[name], margin=MARGIN)
+        evidence.figures["candidate"] = max(moved, evidence.figures.get("candidate", 0.0))
+        if not is_held:
+            broken.append(f"'{name}' moves by {moved:.1e}, in the original by {moved_before:.1e}")
+    if broken:
+        evidence.status, evidence.reason = "broken", listed(broken, "; ")
+
+
+def _parts(trial: Trial, first: Outputs, second: Outputs) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for name in first:
+        if name not in second:
+            continue
+        if trial.needs_change and first[name].shape == second[name].shape and _is_equal(first[name], second[name]):
+            continue
+        wanted, got = trial.part_of_first(name, first[name]), trial.part_of_second(name, second[name])
+        if wanted is not None and got is not None and wanted.shape == got.shape and wanted.size:
+            yield name, wanted, got
+
+
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The first few; a model with a cache has an output for every layer."""
+    more = f"{separator}and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return separator.join(items[:_LISTED]) + more
+
+
+def _is_equal(first: np.ndarray, second: np.ndarray) -> bool:
+    if is_floating(first.dtype):
+        return bool(np.array_equal(first.astype(np.float64), second.astype(np.float64), equal_nan=True))
+    return bool(np.array_equal(first, second))
+
+
+def token_inputs(roles: Sequence[InputRole], arrays: Feed) -> list[InputRole]:
+    """Inputs that hold one token, or one vector, for each position: (batch, length) ids, (batch, length, features) numbers."""
+    return [
+        role
+        for role in roles
+        if (role.kind == "index" and arrays[role.name].ndim == 2) or (role.kind == "float" and arrays[role.name].ndim == 3)
+    ]
+
+
+def changed(role: InputRole, array: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Other legal values where `where`, a boolean array over the leading axes, is true."""
+    copy = array.copy()
+    if role.kind == "index":
+        count = max((2 if role.bound is None else role.bound) - role.low, 1)
+        copy[where] = role.low + (copy[where] - role.low + 1 + count // 3) % count
+    else:
+        widened = copy[where].astype(np.float64)
+        copy[where] = (1.0 + np.abs(widened).max(initial=0.0) - widened).astype(copy.dtype)
+    return copy
+
+
+def smallest(sets: Sequence[InputSet], suits: Callable[[InputSet], bool]) -> InputSet | None:
+    """Of the input sets that suit, the one with the fewest elements."""
+    fitting = [input_set for input_set in sets if suits(input_set)]
+    return min(fitting, key=lambda each: sum(array.size for array in each.arrays.values()), default=None)
