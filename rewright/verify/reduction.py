@@ -116,10 +116,12 @@ class _Search:
     def run(self, sites: Sequence[Sequence[str]]) -> Reduction:
         everything = frozenset(range(len(self._cutter.index.nodes)))
         part = next(filter(self._fails, self._slices(sites, everything)), None)
-        if part is None and not sites:
-            part = self._window(everything)
         if part is None:
-            self._found = None
+            part = self._window(everything)
+        if part is None and 1 < len(everything) <= _THINNED:
+            part = everything
+        if part is None or part is everything:
+            self._found, self._numbers = None, list(range(len(self._sets)))
         self._keep_one_set(*(self._found or (self._model, self._sets)))
         if part is not None and len(part) <= _THINNED:
             self._thin_out(part)
@@ -153,7 +155,7 @@ class _Search:
                     yield around
 
     def _window(self, everything: Numbers) -> Numbers | None:
-        """Where no site is known: half of the nodes, in order, as often as one half or the middle still fails."""
+        """Where no site is known, or it is the whole: half of the nodes, in order, as often as a half or the middle still fails."""
         held: Numbers | None = None
         numbers = sorted(everything)
         while len(numbers) > 1 and not self._is_spent():
@@ -188,7 +190,7 @@ class _Search:
                 break
             self._trials += 1
             if self._still_fails(model, [single]):
-                self._found, self._only = (model, [single]), self._numbers[position] if self._numbers else None
+                self._found, self._only = (model, [single]), self._numbers[position]
                 break
 
     def _know(self, names: Iterable[str]) -> None:
