@@ -32,7 +32,7 @@ def without_padding(graph: GraphProto, input_set: InputSet, output: str, shape: 
     """
     for mask_name in input_set.padding_masks:
         valid = np.asarray(input_set.arrays[mask_name]).astype(np.bool_)
-        axis = length_axis(graph, mask_name, valid.shape, output, shape)
+        axis = _length_axis(_named_dims(graph.input, mask_name), _named_dims(graph.output, output), valid.shape, shape)
         if axis is None or valid.all():
             continue
         return Excused(_selection(axis, valid), f"{int(valid.size - valid.sum())} padded positions were not compared")
@@ -42,9 +42,13 @@ def without_padding(graph: GraphProto, input_set: InputSet, output: str, shape: 
 def length_axis(
     graph: GraphProto, source: str, source_shape: tuple[int, ...], output: str, output_shape: tuple[int, ...]
 ) -> int | None:
-    """The axis of an output along which it has the length of an input of shape (batch, length, ...); None without one."""
-    source_dims = _named_dims(graph.input, source)[:2]
-    return _length_axis(source_dims, _named_dims(graph.output, output), source_shape[:2], output_shape)
+    """The axis of an output along which it has the length of an input of shape (batch, length, ...); None without one.
+
+    Names of an output's dimensions that no input has (exporters number them) count as no names.
+    """
+    known = {dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim}
+    output_dims = [dim if dim in known else "" for dim in _named_dims(graph.output, output)]
+    return _length_axis(_named_dims(graph.input, source)[:2], output_dims, source_shape[:2], output_shape)
 
 
 def _selection(axis: int, valid: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -76,6 +76,11 @@ def test_what_the_candidate_no_longer_holds_is_broken_and_nothing_else(probe, ca
         assert found[name].figures["candidate"] > 1e-4
 
 
+def test_dimensions_that_an_exporter_numbered_are_matched_by_size(probe):
+    numbered = DECODER.replace("(float[batch, seq, 4] y)", "(float[MatMuly_dim_0, MatMuly_dim_1, 4] y)")
+    assert statuses(probe(numbered, numbered)) == {"causality ids": "held", "padding": "held", "batch": "held"}
+
+
 @pytest.mark.parametrize(
     ("original", "loose"),
     [(WITHOUT_CAUSALITY, "causality ids"), (WITHOUT_PADDING, "padding"), (WITH_MIXED_ROWS, "batch")],
