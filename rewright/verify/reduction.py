@@ -155,7 +155,7 @@ class _Search:
                     yield around
 
     def _window(self, everything: Numbers) -> Numbers | None:
-        """Where no site is known, or it is the whole: half of the nodes, in order, as often as a half or the middle still fails."""
+        """Where no site is known, or it is the whole: half of the nodes, as often as one half or the middle still fails."""
         held: Numbers | None = None
         numbers = sorted(everything)
         while len(numbers) > 1 and not self._is_spent():

@@ -1,5 +1,7 @@
 """Reduction: the smallest part of a model on which a pass still fails, with the values that occurred at its edges."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,25 +105,22 @@ def reduced(step: Pass, model: Any, sites: Any, worker: Any, verify: str = "mode
     )
 
 
-def test_a_site_is_cut_out_of_an_export(zoo, worker):
+def test_a_site_is_cut_out_of_an_export(zoo, tmp_path):
     model = zoo("bert.ts17.sdpa")
-    sites = [site.removed for site in record_of(TanhForErf(), model, [], "model").sites]
-    assert len(sites) == 2
-    found = reduced(TanhForErf(), model, sites, worker)
-    assert sorted(node.op_type for node in found.model.proto.graph.node if node.op_type != "Constant") == [
-        "Add",
-        "Div",
-        "Erf",
-        "Mul",
-        "Mul",
-    ]
-    assert len(found.input_sets) == 1
-    assert found.evidence.nodes_before == len(model.proto.graph.node)
-    assert found.evidence.nodes_after == len(found.model.proto.graph.node)
-    (given,) = found.model.proto.graph.input
+    run = Chain([TanhForErf()], catalog=NOTHING_ELSE).run(model, reproducers=tmp_path)
+    (record,) = run.report.passes
+    assert (len(record.sites), record.status) == (2, "rolled-back")
+    found = load(Path(record.reproducer) / "before.onnx")
+    ops = sorted(node.op_type for node in found.proto.graph.node if node.op_type != "Constant")
+    assert ops == ["Add", "Div", "Erf", "Mul", "Mul"]
+    (given,) = found.proto.graph.input
     assert [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim] == ["batch", "sequence", 64]
-    assert found.input_sets[0].arrays[given.name].shape[-1] == 64
-    assert record_of(TanhForErf(), found.model, found.input_sets, "model").status == "rolled-back"
+    (inputs,) = (Path(record.reproducer) / "inputs").iterdir()
+    with np.load(inputs) as arrays:
+        assert arrays[given.name].shape[-1] == 64
+    reduction = json.loads((Path(record.reproducer) / "failure.json").read_text())["reduction"]
+    assert reduction["nodes_before"] == len(model.proto.graph.node)
+    assert reduction["nodes_after"] == len(found.proto.graph.node)
 
 
 def test_the_edges_keep_what_the_pass_asks_for_and_only_the_weights_that_are_read(zoo, worker, tmp_path):
