@@ -383,3 +383,60 @@ def test_the_whole_level_is_verified_on_every_fixture_and_idle_on_its_result(pat
     assert first.report.model.nodes_after < first.report.model.nodes_before
     second = rewright.optimize(first.model, verify="structure")
     assert [record.name for record in second.report.passes if record.status != "unchanged"] == []
+
+
+class HalfWrong(PatternPass):
+    """Wrong on purpose, at the first of the softmaxes that it finds: over the wrong axis."""
+
+    name = "half-wrong"
+    exactness = "reassociating"
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Softmax(x, axis=-1)
+
+    def check(self, match: Any, x: Any) -> None:
+        match.require(match.root.attribute("axis", -1) == -1, "it is rewritten already")
+
+    def rewrite(self, op: Any, match: Any, x: Any) -> Any:
+        return op.Softmax(x, axis=2 if "layer.0" in match.root.name else 3)
+
+
+def half_wrong(**options: Any) -> Any:
+    return Chain([HalfWrong(**options)], catalog=NO_PLUGINS)
+
+
+@pytest.mark.parametrize("verify", ["model", "sites"])
+def test_only_the_wrong_site_is_undone(verify: Any) -> None:
+    result = half_wrong().run(BERT, verify=verify)
+    (record,) = result.report.passes
+    assert (result.report.verdict, record.status) == ("passed-with-rollbacks", "applied")
+    assert [site.status for site in record.sites].count("kept") == len(record.sites) - 1
+    (undone,) = record.undone
+    assert "layer.0" in next(site for site in record.sites if site.id == undone.sites[0]).removed[0]
+    assert "1 of " in record.reason
+    assert [node.attribute[0].i for node in result.model.proto.graph.node if node.op_type == "Softmax"] == [-1, 3]
+
+
+def test_skip_undoes_the_whole_pass() -> None:
+    result = half_wrong().run(BERT, on_failure="skip")
+    (record,) = result.report.passes
+    assert (result.report.verdict, record.status) == ("passed-with-rollbacks", "rolled-back")
+    assert {site.status for site in record.sites} == {"rolled-back"}
+    assert result.model.fingerprint() == load(BERT).fingerprint()
+
+
+def test_the_policy_of_a_pass_outranks_that_of_the_run() -> None:
+    with pytest.raises(GateError, match="half-wrong"):
+        half_wrong(on_failure="raise").run(BERT)
+    assert half_wrong(on_failure="skip").run(BERT, on_failure="raise").report.passes[0].status == "rolled-back"
+    assert rewright.Chain("gelu{on_failure=skip}").text == "gelu{on_failure=skip}"
+
+
+def test_the_report_says_what_was_undone_on_the_terminal_and_on_the_page(tmp_path: Path, capsys: Any) -> None:
+    report = half_wrong().run(BERT, verify="sites").report
+    report.show()
+    shown = capsys.readouterr().out
+    assert "half-wrong in part rolled back: 1 of 2 sites were undone" in " ".join(shown.split())
+    report.save(tmp_path / "report.html")
+    assert "1 of 2 sites were undone" in (tmp_path / "report.html").read_text()
+    assert json.loads(report.to_json())["passes"][0]["undone"][0]["sites"]
