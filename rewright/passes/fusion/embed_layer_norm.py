@@ -187,10 +187,10 @@ class _Fusion:
         unused = (feeder for feeder in feeders if not any(self._editor.is_used(tensor) for tensor in feeder.outputs))
         removed += self._editor.remove_with_dead_producers(feeder for feeder in unused if getattr(feeder, "alive", True))
         for term in norm.terms:
-            removed += self._measure_ids(term, at)
+            removed += self._measure_ids(term, op)
         self._session.record(self._graph, removed, op.nodes)
 
-    def _measure_ids(self, term: Any, at: Any) -> list[Any]:
+    def _measure_ids(self, term: Any, op: Builder) -> list[Any]:
         """Where a lookup is left only because its batch and sequence length are asked for, its ids are asked instead."""
         gather = term.inputs[0] if term.inputs else None
         if gather is None or gather.op != "Gather" or domain_of(gather) or self._editor.is_graph_output(term):
@@ -198,8 +198,14 @@ class _Fusion:
         users = self._editor.consumers(term)
         if not users or Value(gather.inputs[1]).rank != 2 or not all(self._reads_two_dimensions(user) for user in users):
             return []
-        self._editor.redirect(term, gather.inputs[1], at)
-        return self._editor.remove_with_dead_producers([gather])
+        for user in users:
+            # Two lengths are another value than three, and get a name of their own.
+            sliced = {name: NodeRef(user).attribute(name) for name in ("start", "end")}
+            made: Value = op.Shape(Value(gather.inputs[1]), **sliced)
+            self._editor.insert(op.nodes[-1:], user)
+            self._editor.redirect(user.outputs[0], made.tensor, user)
+            self._editor.remove(user)
+        return [*users, *self._editor.remove_with_dead_producers([gather])]
 
     def _reads_two_dimensions(self, node: Any) -> bool:
         """Whether the node is a Shape of which only the first two dimensions are read."""
