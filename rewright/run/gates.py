@@ -14,7 +14,7 @@ from rewright.report.model import PassReport, UndoneReport
 from rewright.verify.interface import check_interface
 from rewright.verify.kernels import check_kernels
 from rewright.verify.parity import ParityEvidence, ParityGate
-from rewright.verify.process import SessionWorker
+from rewright.verify.process import TOO_SLOW, SessionWorker
 from rewright.verify.search import minimal_failing_set
 from rewright.verify.sites.gate import SiteCheck, SiteGate
 from rewright.verify.structure import check_structure
@@ -57,7 +57,8 @@ class Gates:
         kept: Model | None = candidate
         if reason:
             record.reason = reason
-            kept = trial.without_the_failing() if policy == "rollback" else None
+            # Each trial of the search would take as long again.
+            kept = trial.without_the_failing() if policy == "rollback" and TOO_SLOW not in reason else None
         if kept is not None and self.parity is not None:
             self.parity.keep(step.exactness)
             self.last_parity = record.parity

@@ -16,7 +16,7 @@ from rewright.report.model import PassReport
 from rewright.reproducer import write_reproducer
 from rewright.run.options import RunOptions
 from rewright.verify.inputs import InputSet
-from rewright.verify.process import SessionWorker
+from rewright.verify.process import TOO_SLOW, SessionWorker
 from rewright.verify.reduction import Reduction, reduce_failure
 
 Attempt = Callable[[Model, Sequence[InputSet], SessionWorker], PassReport]
@@ -26,7 +26,7 @@ _TRIAL_SECONDS: Final = 30.0
 """After which one run of a part is ended."""
 
 _WAYS: Final = (
-    ("is too slow", re.compile("took longer than")),
+    ("is too slow", re.compile(TOO_SLOW)),
     ("crashes", re.compile(r"\bdied of\b|\bended with status\b")),
     ("breaks the structure", re.compile("^structure: ")),
     ("breaks the interface", re.compile("^interface: ")),

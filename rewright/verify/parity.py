@@ -19,7 +19,7 @@ from rewright.verify.expectations import ExpectationEvidence, judge_expectations
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, Origin, make_fallback_sets, make_input_sets
 from rewright.verify.noise import NoiseFloor
 from rewright.verify.padding import without_padding
-from rewright.verify.process import Optimization, SessionError, SessionRun, SessionWorker, SetResult, first_line
+from rewright.verify.process import Optimization, SessionCrash, SessionError, SessionRun, SessionWorker, SetResult, first_line
 from rewright.verify.seeds import draws, pin_seeds, random_values, run_pinned
 from rewright.verify.tolerance import EXACT, ORDER, Tolerance, is_floating, least_exact, tolerance_for
 
@@ -268,17 +268,17 @@ class ParityGate:
         """Run the original: on every wanted set, on fallbacks for those that fail, and on the first one twice."""
         found = _Reference()
         try:
-            run = self._run(self.reference, [*self._wanted, *self._wanted[:1]])
-            _take(found, self._wanted, run.results[: len(self._wanted)])
+            results = self._run_original([*self._wanted, *self._wanted[:1]])
+            _take(found, self._wanted, results[: len(self._wanted)])
             for fallback in self._fallbacks:
                 if len(found.sets) >= len(self._wanted):
                     break
-                _take(found, [fallback], self._run(self.reference, [fallback]).results)
+                _take(found, [fallback], self._run_original([fallback]))
             if found.sets:
-                repeated = run.results[-1:]
-                if found.sets[0] is not self._wanted[0]:
-                    repeated = self._run(self.reference, [found.sets[0], found.sets[0]]).results[1:]
-                _expose_nondeterminism(found, repeated[0].outputs)
+                repeated = results[-1]
+                if found.sets[0] is not self._wanted[0] or repeated.error:
+                    (repeated,) = self._run_original(found.sets[:1])
+                _expose_nondeterminism(found, repeated.outputs)
                 self._expose_draws(found)
                 found.expected = judge_expectations(found.sets, found.outputs)
         except SessionError as error:
@@ -290,6 +290,21 @@ class ParityGate:
         elif not found.outputs[0]:
             found.failure = "the original has no tensor outputs"
         return found
+
+    def _run_original(self, sets: Sequence[InputSet]) -> Sequence[SetResult]:
+        """Run the original; if that ends the process, which may be one set's doing or nobody's, each set by itself."""
+        try:
+            return self._run(self.reference, sets).results
+        except SessionCrash as error:
+            if error.is_timeout:
+                raise
+        results: list[SetResult] = []
+        for one in sets:
+            try:
+                results.extend(self._run(self.reference, [one]).results)
+            except SessionCrash as error:
+                results.append(SetResult({}, error.message))
+        return results
 
     def _expose_draws(self, found: _Reference) -> None:
         """Note the random values, and the outputs that other seeds change."""

@@ -18,12 +18,16 @@ import ml_dtypes
 import numpy as np
 
 from rewright.model.carrier import Model
-from rewright.model.errors import RewrightError
+from rewright.model.errors import RewrightError, UsageError
 from rewright.verify import worker
 
 Optimization = Literal["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
 
 DEFAULT_TIMEOUT: Final = 600.0
+TIMEOUT_VARIABLE: Final = "REWRIGHT_TIMEOUT"
+TOO_SLOW: Final = "took longer than"
+"""What messages say of a request that was ended because of its time."""
+
 _STDERR_TAIL: Final = 2000
 
 
@@ -38,7 +42,15 @@ class SessionLoadError(SessionError):
 
 
 class SessionCrash(SessionError):  # noqa: N818 - it names what happened to the child, as the report does
-    """The child process died or ran out of time; the message names the signal. The next request starts a new one."""
+    """The child process died or ran out of time; the message names the signal. The next request starts a new one.
+
+    Attributes:
+        is_timeout: whether it was ended because it took too long.
+    """
+
+    def __init__(self, message: str, hint: str = "", is_timeout: bool = False) -> None:
+        super().__init__(message, hint)
+        self.is_timeout = is_timeout
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,11 @@ class SessionWorker:
     Args:
         providers: ONNX Runtime execution providers, in order of preference.
         threads: intra-op threads; 0 takes one for each CPU that this process may use.
-        timeout: seconds for one request; a request that takes longer ends the child.
+        timeout: seconds for one request; a request that takes longer ends the child. By default what the environment variable
+            REWRIGHT_TIMEOUT says, or 600.
+
+    Raises:
+        UsageError: REWRIGHT_TIMEOUT is not a number of seconds.
     """
 
     def __init__(
@@ -81,11 +97,11 @@ class SessionWorker:
         *,
         providers: Sequence[str] = ("CPUExecutionProvider",),
         threads: int = 0,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
     ) -> None:
         self.providers = tuple(providers)
         self.threads = threads or _usable_cpus()
-        self.timeout = timeout
+        self.timeout = _timeout_of_environment() if timeout is None else timeout
         self._child: _Child | None = None
 
     def __enter__(self) -> Self:
@@ -178,7 +194,7 @@ class SessionWorker:
             worker.write_frame(child.requests, header, tensors, model)
             reply, outputs, _ = worker.read_frame(child.replies)
         except (EOFError, OSError) as error:
-            raise SessionCrash(self._obituary(child, expired.is_set()), _CRASH_HINT) from error
+            raise SessionCrash(self._obituary(child, expired.is_set()), _CRASH_HINT, expired.is_set()) from error
         except BaseException:
             # An interrupted exchange leaves half a frame in the pipe: the next request needs a new child.
             child.process.kill()
@@ -205,7 +221,7 @@ class SessionWorker:
         last_words = child.last_words()
         self.close()
         if expired:
-            return f"the session took longer than {self.timeout:g} s and was ended."
+            return f"the session {TOO_SLOW} {self.timeout:g} s and was ended."
         cause = f"died of {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
         return f"ONNX Runtime's process {cause}{': ' + last_words if last_words else ''}."
 
@@ -246,6 +262,17 @@ _CRASH_HINT: Final = "The model or a kernel crashes ONNX Runtime; reduce the mod
 def first_line(message: str) -> str:
     """The first line of a native error; ONNX Runtime appends stack traces."""
     return message.strip().partition("\n")[0]
+
+
+def _timeout_of_environment() -> float:
+    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    try:
+        seconds = float(text) if text else DEFAULT_TIMEOUT
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds <= threading.TIMEOUT_MAX:
+        raise UsageError(f"{TIMEOUT_VARIABLE} is '{text}'.", "Set it to the seconds that one run of a model may take.")
+    return seconds
 
 
 def _usable_cpus() -> int:

@@ -217,9 +217,19 @@ def _exit_with_parent(parent: int) -> None:
     os._exit(1)
 
 
+def _leave_no_core() -> None:
+    """A crash here is expected and told by the parent; the core file would hold every weight that is mapped."""
+    try:
+        import resource
+    except ImportError:  # Windows writes none
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def main() -> None:
     """Serve standard input; standard output is kept for frames, so that native prints go to standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _leave_no_core()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
