@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -53,7 +54,8 @@ def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: R
         UsageError: the inputs that the caller gave do not fit the model.
     """
     # A run makes millions of objects and, but for views that are rolled back, little garbage.
-    with collector_paused(), SessionWorker() as worker:
+    own = SessionWorker() if options.worker is None else nullcontext(options.worker)
+    with collector_paused(), own as worker:
         if options.verify == "off":
             try:
                 return _Run(model, passes, chain_text, options, worker, trusting=True).run()

@@ -12,6 +12,7 @@ from rewright.model.errors import RewrightError
 from rewright.passes.contract import FailurePolicy, Target
 from rewright.report.model import Report
 from rewright.verify.inputs import InputSet
+from rewright.verify.process import SessionWorker
 
 VerifyMode = Literal["off", "structure", "model", "sites", "strict"]
 Progress = Callable[[str, int, int], None]
@@ -51,6 +52,7 @@ class RunOptions:
         reproducers: where a failure leaves a folder that reproduces it; None leaves none.
         progress: called before each step.
         plugins: the catalog's plugin records, for the report.
+        worker: what runs models, for callers of many runs, who end it; None starts one for this run.
     """
 
     target: Target = "cpu"
@@ -62,6 +64,7 @@ class RunOptions:
     progress: Progress | None = None
     plugins: tuple[Any, ...] = ()
     warnings: tuple[str, ...] = ()
+    worker: SessionWorker | None = None
 
 
 @dataclass

@@ -19,10 +19,12 @@ from onnx import ModelProto
 from rewright.api import Chain
 from rewright.model.carrier import Model
 from rewright.model.errors import RewrightError
+from rewright.model.load import load
 from rewright.registry.catalog import Catalog
-from rewright.run import RunResult, VerifyMode
+from rewright.run import RunOptions, RunResult, VerifyMode, run_passes
 from rewright.testing.fuzz.echo import Echo
 from rewright.testing.fuzz.whole import digest, whole
+from rewright.verify.process import SessionWorker
 
 Kind = Literal["crash", "wrong", "hang", "not idempotent", "nondeterministic", "changed input", "died"]
 
@@ -99,6 +101,7 @@ class Examiner:
         verify: the mode of verified runs.
         limit: seconds for one run.
         echo: repeats runs in a process with other hashes; None leaves that out.
+        worker: runs models; None starts one for each run, which takes longer than most runs.
         tally: what was done so far.
     """
 
@@ -106,6 +109,7 @@ class Examiner:
     verify: VerifyMode = "model"
     limit: float = 60.0
     echo: Echo | None = None
+    worker: SessionWorker | None = None
     tally: Tally = field(default_factory=Tally)
 
     def judge(self, model: ModelProto, chain: str, *, is_idempotent: bool, seed: int = 0) -> Finding | None:
@@ -136,7 +140,8 @@ class Examiner:
             return None
 
     def _run(self, model: ModelProto | Model, chain: str, verify: VerifyMode, seed: int = 0) -> RunResult:
-        return Chain(chain, catalog=self.catalog).run(model, verify=verify, seed=seed)
+        made = Chain(chain, catalog=self.catalog)
+        return run_passes(load(model), made.passes, made.text, RunOptions(verify=verify, seed=seed, worker=self.worker))
 
     def _judged(self, model: ModelProto, chain: str, is_idempotent: bool, seed: int) -> Finding | None:
         before = model.SerializeToString(deterministic=True)

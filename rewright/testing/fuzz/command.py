@@ -23,7 +23,8 @@ DEFAULT_FOLDER = Path("fuzz-findings")
 
 
 def run(
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long, at most.")] = 60.0,
+    graphs: Annotated[int | None, typer.Option(min=1, help="How many graphs, at most.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same graphs.")] = 0,
     passes: Annotated[str, typer.Option(metavar="NAMES", help="Passes and levels, with commas; by default all.")] = "",
     keep: Annotated[Path, typer.Option(metavar="FOLDER", help="Where findings are kept.")] = DEFAULT_FOLDER,
@@ -52,6 +53,7 @@ def run(
         seconds=seconds,
         seed=seed,
         folder=keep,
+        graphs=graphs,
         verify=verify,
         limit=limit,
         minimizing=minimize,

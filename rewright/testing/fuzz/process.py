@@ -24,6 +24,7 @@ from rewright.testing.fuzz.checks import Examiner, Finding, Tally
 from rewright.testing.fuzz.echo import Echo
 from rewright.testing.fuzz.examination import examine, generate
 from rewright.testing.fuzz.findings import keep, minimize
+from rewright.verify.process import SessionWorker
 
 _BATCH = 50
 """Graphs from one seed; hypothesis remembers what it has tried, and that grows."""
@@ -39,7 +40,8 @@ class Assignment:
 
     Attributes:
         passes: names of passes and levels.
-        seconds: how long.
+        seconds: how long, at most.
+        graphs: how many graphs, at most; None for no limit.
         seed: the same seed gives the same graphs.
         folder: where findings are kept.
         verify: the mode of verified runs.
@@ -53,6 +55,7 @@ class Assignment:
     seconds: float
     seed: int
     folder: Path
+    graphs: int | None = None
     verify: VerifyMode = "model"
     limit: float = 60.0
     minimizing: float = 30.0
@@ -106,7 +109,7 @@ class _Watch:
     def run(self) -> Outcome:
         children = [self._started(job, self.assignment.seed + job * _STEP) for job in range(self.assignment.jobs)]
         try:
-            while children:
+            while children and not self._is_complete():
                 ready = wait([child.messages for child in children], timeout=1.0)
                 for child in list(children):
                     is_open = self._heard(child) if child.messages in ready else True
@@ -121,6 +124,9 @@ class _Watch:
                 child.process.kill()
                 child.process.join()
         return self.outcome
+
+    def _is_complete(self) -> bool:
+        return self.assignment.graphs is not None and self.outcome.graphs >= self.assignment.graphs
 
     def _started(self, job: int, seed: int) -> _Child:
         messages, other_end = self.context.Pipe(duplex=False)
@@ -177,8 +183,8 @@ def _work(assignment: Assignment, seed: int, seconds: float, current: Path, mess
     """Examines graphs until the time is over; one message for each graph, and one for each finding."""
     end = time.monotonic() + seconds
     catalog = Catalog.load(assignment.plugins, assignment.autoload)
-    with Echo(assignment.plugins, assignment.autoload) as echo:
-        worker = _Worker(assignment, catalog, echo, current, messages)
+    with Echo(assignment.plugins, assignment.autoload) as echo, SessionWorker(timeout=assignment.limit) as sessions:
+        worker = _Worker(assignment, catalog, echo, sessions, current, messages)
         while time.monotonic() < end:
             messages.send(seed)
             count = 0
@@ -201,6 +207,7 @@ class _Worker:
     assignment: Assignment
     catalog: Catalog
     echo: Echo
+    sessions: SessionWorker
     current: Path
     messages: Connection
     seen: set[tuple[str, str, str]] = field(default_factory=set)
@@ -216,18 +223,20 @@ class _Worker:
 
     def examine(self, model: ModelProto, number: int) -> None:
         onnx.save(model, self.current)
-        examiner = Examiner(self.catalog, self.assignment.verify, self.assignment.limit, self.echo)
+        examiner = self._examiner()
         found = list(examine(examiner, model, self.assignment.passes, number))
         self.messages.send(examiner.tally)
         for shown_on, finding in found:
             self._report(shown_on, finding, number)
+
+    def _examiner(self) -> Examiner:
+        return Examiner(self.catalog, self.assignment.verify, self.assignment.limit, self.echo, self.sessions)
 
     def _report(self, model: ModelProto, finding: Finding, number: int) -> None:
         key, place = finding.key, None
         if key not in self.seen:
             self.seen.add(key)
             if self.assignment.minimizing:
-                examiner = Examiner(self.catalog, self.assignment.verify, self.assignment.limit, self.echo)
-                model, finding = minimize(examiner, model, finding, number, self.assignment.minimizing)
+                model, finding = minimize(self._examiner(), model, finding, number, self.assignment.minimizing)
             place = keep(self.assignment.folder, model, finding, self.assignment.verify, number)
         self.messages.send((key, finding, place))
