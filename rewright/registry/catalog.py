@@ -6,12 +6,13 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rewright.model.errors import PluginError, RewrightError, UsageError
 from rewright.registry.discovery import AUTOLOAD_VARIABLE, Contribution, PluginRecord, discover
 
 if TYPE_CHECKING:
+    from rewright.model.carrier import Model
     from rewright.passes.contract import Pass
 
 
@@ -79,6 +80,25 @@ class Catalog:
         if name not in self._owners:
             raise self.unknown(name)
         return self._owners[name]
+
+    def input_sets(self, model: Model) -> tuple[Any, PluginRecord] | None:
+        """What the first plugin that knows the model offers to compare it on, and the plugin; None if no plugin does.
+
+        Raises:
+            PluginError: a plugin's hook fails.
+        """
+        for contribution in self._contributions:
+            for source in contribution.input_sources:
+                try:
+                    found = source(model)
+                except Exception as error:
+                    raise PluginError(
+                        f"{contribution.record.label}: rewright_input_sets fails with {type(error).__name__}: {error}.",
+                        "Give inputs of your own, or run without this plugin.",
+                    ) from error
+                if found is not None:
+                    return found, contribution.record
+        return None
 
     def unknown(self, name: str) -> RewrightError:
         """The error for a name that is no pass: a level, a misspelling, or a pass of a plugin that could not bring it."""

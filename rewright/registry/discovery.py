@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module, metadata
 from types import ModuleType
@@ -17,7 +17,11 @@ from rewright.model.errors import PluginError
 from rewright.registry import builtin, hookspecs
 
 if TYPE_CHECKING:
+    from rewright.model.carrier import Model
     from rewright.passes.contract import Pass
+
+InputSource = Callable[["Model"], Any]
+"""What `rewright_input_sets` is in a plugin; see there."""
 
 GROUP = hookspecs.PROJECT
 AUTOLOAD_VARIABLE = "REWRIGHT_DISABLE_PLUGIN_AUTOLOAD"
@@ -63,9 +67,16 @@ class Contribution:
     record: PluginRecord
     passes: tuple[type[Pass], ...] = ()
     levels: Mapping[str, str] = field(default_factory=dict)
+    input_sources: tuple[InputSource, ...] = ()
 
     @classmethod
-    def of(cls, record: PluginRecord, passes: Iterable[type[Pass]], levels: Mapping[str, str]) -> Contribution:
+    def of(
+        cls,
+        record: PluginRecord,
+        passes: Iterable[type[Pass]],
+        levels: Mapping[str, str],
+        input_sources: Iterable[InputSource] = (),
+    ) -> Contribution:
         """Check what a plugin's hooks returned and put it on record.
 
         Raises:
@@ -78,7 +89,7 @@ class Contribution:
                     f"Plugin developer: rewright_levels returned {level!r}: {text!r}.",
                     "A level is a word that stands for a chain text.",
                 )
-        return cls(replace(record, passes=tuple(c.name for c in classes)), classes, dict(levels))
+        return cls(replace(record, passes=tuple(c.name for c in classes)), classes, dict(levels), tuple(input_sources))
 
 
 def discover(plugins: Sequence[str] = (), autoload: bool | None = None) -> tuple[Contribution, ...]:
@@ -142,7 +153,7 @@ class _Loader:
                 )
             passes = [p for found in self._call(plugin, "rewright_passes") for p in _iterable(found)]
             levels = {name: text for found in self._call(plugin, "rewright_levels") for name, text in dict(found).items()}
-            return Contribution.of(record, passes, levels)
+            return Contribution.of(record, passes, levels, self._input_sources(plugin))
         except BaseException:
             self.manager.unregister(name=name)
             raise
@@ -160,11 +171,23 @@ class _Loader:
         except (Exception, SystemExit) as error:
             raise _cannot_load(record, error) from error
 
+    def _input_sources(self, plugin: object) -> list[InputSource]:
+        """The plugin's own implementations of `rewright_input_sets`, which may leave the argument out."""
+        found = self.manager.hook.rewright_input_sets.get_hookimpls()
+        return [_input_source(each) for each in found if each.plugin is plugin]
+
     def _call(self, plugin: object, hook: str) -> list[Any]:
         """Call one plugin's own implementations of a hook, so that its errors and its passes are known to be its."""
         implementations = getattr(self.manager.hook, hook).get_hookimpls()
         results = [found.function() for found in implementations if found.plugin is plugin]
         return [result for result in results if result is not None]
+
+
+def _input_source(implementation: pluggy.HookImpl) -> InputSource:
+    def ask(model: Model) -> Any:
+        return implementation.function(*(model for _ in implementation.argnames))
+
+    return ask
 
 
 class _PassList:

@@ -11,6 +11,7 @@ from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
 from rewright.passes.contract import Exactness
 from rewright.verify.cached_steps import probe_cached_steps
+from rewright.verify.coarseness import coarsest_types
 from rewright.verify.comparison import QuantizationBudget
 from rewright.verify.inputs import InputSet
 from rewright.verify.padding import length_axis, without_padding
@@ -49,7 +50,7 @@ def run_probes(
     """
     if not input_sets:
         return []
-    bench = Bench(worker, exactness, lower, budget)
+    bench = Bench(worker, exactness, lower, budget, coarsest_types(original))
     try:
         roles = infer_roles(original)
     except UsageError as error:

@@ -8,7 +8,7 @@ looked at must not care. What the original holds the result has to hold; what th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -78,12 +78,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class Bench:
-    """What probes run with: the worker, what replaces ops without a kernel, and how exact the result promised to be."""
+    """What probes run with.
+
+    Attributes:
+        worker: runs both models.
+        exactness: how exact the result promised to be.
+        lower: replaces ops without a kernel here.
+        budget: what quantizing passes may lose.
+        coarse: outputs whose numbers were rounded to a coarser type than their own on the way.
+    """
 
     worker: SessionWorker
     exactness: Exactness = "reassociating"
     lower: Lower | None = None
     budget: QuantizationBudget | None = None
+    coarse: Mapping[str, np.dtype] = field(default_factory=dict)
 
     def run(self, model: Model, feeds: Sequence[Feed]) -> SessionRun:
         """Run the model on every feed.
@@ -96,7 +105,7 @@ class Bench:
     def agree(self, name: str, wanted: np.ndarray, got: np.ndarray, margin: float = 1.0) -> tuple[bool, float]:
         """Whether two arrays are equal within `margin` times the tolerance, and the largest absolute difference."""
         exactness = least_exact(["reassociating", self.exactness])
-        tolerance = tolerance_for(wanted.dtype, exactness)
+        tolerance = tolerance_for(self.coarse.get(name, wanted.dtype) if is_floating(wanted.dtype) else wanted.dtype, exactness)
         if is_floating(wanted.dtype):
             tolerance = Tolerance(margin * tolerance.rtol, margin * tolerance.atol, margin * tolerance.drift)
         budget = self.budget or QuantizationBudget() if exactness == "quantizing" else None
