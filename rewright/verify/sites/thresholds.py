@@ -19,7 +19,11 @@ _LARGEST: Final = 1e5
 _MOST: Final = 2
 
 _SCORES: Final = 500.0
-"""Around it, products of two values go into the millions: a finite number that masks a score no longer does if it is too small."""
+"""Around it, products of two values go into the millions, and a finite number that masks scores shows if it is too small."""
+
+_WEAK: Final = -1e3
+_STRONG: Final = -1e9
+_LARGEST_MASK: Final = 2**22
 
 
 def thresholds(index: GraphIndex, nodes: list[NodeProto]) -> list[float]:
@@ -31,6 +35,8 @@ def thresholds(index: GraphIndex, nodes: list[NodeProto]) -> list[float]:
             found.update(abs(attribute.f) for attribute in node.attribute if attribute.name in _ATTRIBUTES)
         elif node.op_type == "Softmax" and not normal_domain(node.domain):
             found.add(_SCORES)
+    if _SCORES in found and any(_masks_weakly(index, name) for node in nodes for name in node.input):
+        found.remove(_SCORES)  # the old part itself lets such scores through its mask
     return sorted(number for number in found if LARGE < number <= _LARGEST)[:_MOST]
 
 
@@ -45,6 +51,17 @@ def added_vectors(index: GraphIndex, nodes: list[NodeProto]) -> dict[str, np.nda
             if tensor is not None and len(tensor.dims) == 1 and value not in index.constants:
                 found.setdefault(value, index.model.tensor(tensor))
     return found
+
+
+def _masks_weakly(index: GraphIndex, name: str) -> bool:
+    """Whether a constant holds numbers that mask ordinary scores and not those in the millions."""
+    tensor = index.constants.get(name)
+    if tensor is not None and np.prod(tensor.dims, dtype=np.int64) <= _LARGEST_MASK:
+        array = index.model.tensor(tensor)
+    else:
+        number = _number(index, name) if tensor is None else None
+        array = np.asarray(0.0 if number is None else number)
+    return bool(array.size and array.dtype.kind == "f" and _STRONG < array.min() <= _WEAK)
 
 
 def _number(index: GraphIndex, name: str) -> float | None:
