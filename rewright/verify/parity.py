@@ -298,6 +298,8 @@ class ParityGate:
         except SessionCrash as error:
             if error.is_timeout:
                 raise
+            if len(sets) == 1:
+                return [SetResult({}, error.message)]
         results: list[SetResult] = []
         for one in sets:
             try:
