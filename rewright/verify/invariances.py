@@ -15,7 +15,19 @@ from rewright.verify.coarseness import coarsest_types
 from rewright.verify.comparison import QuantizationBudget
 from rewright.verify.inputs import InputSet
 from rewright.verify.padding import length_axis, without_padding
-from rewright.verify.probes import Bench, Lower, ProbeEvidence, Trial, changed, judge_trials, listed, smallest, token_inputs
+from rewright.verify.probes import (
+    Bench,
+    Lower,
+    Outputs,
+    Part,
+    ProbeEvidence,
+    Trial,
+    changed,
+    first_suiting,
+    judge_trials,
+    listed,
+    token_inputs,
+)
 from rewright.verify.process import SessionWorker
 from rewright.verify.roles import Dim, InputRole, infer_roles
 from rewright.verify.symbols import dimension_symbol, symbols_of
@@ -32,18 +44,20 @@ def run_probes(
     exactness: Exactness = "reassociating",
     lower: Lower | None = None,
     budget: QuantizationBudget | None = None,
+    outputs: Sequence[Outputs] = (),
 ) -> list[ProbeEvidence]:
     """Probe the original and the candidate: causality, padding, batch, and chained steps of a model with a cache.
 
-    Costs two loads and half a dozen small runs of each model, and for a model with a cache a load and a run for each step.
+    Costs a load and three or four small runs of each model, and for a model with a cache a load and a run for each step.
 
     Args:
         original, candidate: models with the same inputs.
         worker: runs both.
-        input_sets: sets that the original runs on; the smallest one that suits a probe is used.
+        input_sets: sets that the original runs on; one that suits all probes is used if there is one, and a small one.
         exactness: the least exact promise of the passes between the two.
         lower: replaces ops without a kernel here, before a model is run.
         budget: what quantizing passes may lose.
+        outputs: what the original computes on each of the input sets, where that is known already.
 
     Returns:
         One record for each probe that the model offers a place for; a probe without one is "not-run" with the reason.
@@ -55,16 +69,25 @@ def run_probes(
         roles = infer_roles(original)
     except UsageError as error:
         return [ProbeEvidence(name=name, status="not-run", reason=str(error)) for name in _INVARIANCES]
+    sets = sorted(input_sets, key=_preference)
     trials = [
-        *causality_trials(original, roles, input_sets),
-        *padding_trials(original, roles, input_sets),
-        *batch_trials(original, roles, input_sets),
+        *causality_trials(original, roles, sets),
+        *padding_trials(original, roles, sets),
+        *batch_trials(original, roles, sets),
     ]
-    found = judge_trials(trials, original, candidate, bench) if trials else []
+    known = {id(each.arrays): computed for each, computed in zip(input_sets, outputs, strict=False)}
+    found = judge_trials(trials, original, candidate, bench, known)
     missing = [name for name in _INVARIANCES if all(evidence.name != name for evidence in found)]
     found.extend(ProbeEvidence(name=name, status="not-run", reason=_ABSENT[name]) for name in missing)
-    steps = probe_cached_steps(original, candidate, roles, input_sets, bench)
+    steps = probe_cached_steps(original, candidate, roles, sets, bench)
     return [*found, *([steps] if steps is not None else [])]
+
+
+def _preference(input_set: InputSet) -> tuple[bool, bool, int]:
+    """Padded before tokens first, then several rows, then small."""
+    arrays = input_set.arrays.values()
+    rows = max((array.shape[0] for array in arrays if array.ndim > 1), default=0)
+    return not _is_padded_before_a_token(input_set), rows < 2, sum(array.size for array in arrays)
 
 
 _ABSENT: Final = {
@@ -75,34 +98,51 @@ _ABSENT: Final = {
 
 
 def causality_trials(model: Model, roles: Sequence[InputRole], sets: Sequence[InputSet]) -> Iterator[Trial]:
-    """The last token changes, and nothing is padded: outputs at earlier positions have to stay.
+    """The last token changes: outputs at earlier positions have to stay.
 
     Inputs with their own length (those of an encoder and of a decoder) are changed in trials of their own.
     """
-    chosen = smallest(sets, lambda each: any(each.arrays[role.name].shape[1] >= 2 for role in token_inputs(roles, each.arrays)))
+    chosen = first_suiting(
+        sets, lambda each: any(each.arrays[role.name].shape[1] >= 2 for role in token_inputs(roles, each.arrays))
+    )
     if chosen is None:
         return
-    graph = model.proto.graph
-    arrays = {**chosen.arrays, **{name: np.ones_like(chosen.arrays[name]) for name in chosen.padding_masks}}
+    arrays = chosen.arrays
     for inputs in _by_length(token_inputs(roles, arrays), arrays):
-        source, shape = inputs[0].name, arrays[inputs[0].name].shape
+        shape = arrays[inputs[0].name].shape
         if shape[1] < 2:
             continue
         is_last = np.zeros(shape[:2], np.bool_)
         is_last[:, -1] = True
-
-        def earlier(name: str, output: np.ndarray, source: str = source, shape: tuple[int, ...] = shape) -> np.ndarray | None:
-            axis = length_axis(graph, source, shape, name, output.shape)
-            return None if axis is None else np.moveaxis(output, axis, 1)[:, :-1]
-
+        earlier = _at(model, inputs[0].name, shape, ~is_last & _valid(chosen, roles, inputs[0]))
         second = {**arrays, **{role.name: changed(role, arrays[role.name], is_last) for role in inputs}}
         yield Trial("causality", _names(inputs), arrays, second, earlier, earlier)
+
+
+def _at(model: Model, source: str, shape: tuple[int, ...], positions: np.ndarray) -> Part:
+    """The part of an output at the given positions of an input of that shape."""
+
+    def part(name: str, output: np.ndarray) -> np.ndarray | None:
+        axis = length_axis(model.proto.graph, source, shape, name, output.shape)
+        return None if axis is None else np.asarray(np.moveaxis(output, axis, 1)[positions])
+
+    return part
+
+
+def _valid(input_set: InputSet, roles: Sequence[InputRole], source: InputRole) -> np.ndarray:
+    """Which positions of a token input no mask hides. What a padded position of a decoder sees is arbitrary."""
+    valid = np.ones(input_set.arrays[source.name].shape[:2], np.bool_)
+    for role in roles:
+        if role.name in input_set.padding_masks:
+            _, positions = _with_other_padding(role, input_set.arrays[role.name].astype(np.bool_), roles, input_set.arrays)
+            valid &= positions.get(source.name, valid)
+    return valid
 
 
 def padding_trials(model: Model, roles: Sequence[InputRole], sets: Sequence[InputSet]) -> Iterator[Trial]:
     """What masked positions hold changes, in tokens and in the past: outputs at valid positions have to stay."""
     # What is padded on the right is in the future, which a decoder does not see without a mask either.
-    chosen = smallest(sets, _is_padded_before_a_token) or smallest(sets, _is_padded)
+    chosen = first_suiting(sets, _is_padded_before_a_token) or first_suiting(sets, _is_padded)
     if chosen is None:
         return
     by_name = {role.name: role for role in roles}
@@ -152,12 +192,12 @@ def _with_other_past(role: InputRole, array: np.ndarray, valid: np.ndarray) -> n
 def _padding_trial(
     model: Model, chosen: InputSet, mask: str, second: dict[str, np.ndarray], positions: Mapping[str, np.ndarray]
 ) -> Trial:
+    parts = [_at(model, source, chosen.arrays[source].shape, covered) for source, covered in positions.items()]
+
     def at_valid_positions(name: str, output: np.ndarray) -> np.ndarray:
-        for source, covered in positions.items():
-            axis = length_axis(model.proto.graph, source, chosen.arrays[source].shape, name, output.shape)
-            if axis is not None:
-                return np.asarray(np.moveaxis(output, axis, 1)[covered])
-        return output  # pooled, or along another length: all of it
+        found = (part(name, output) for part in parts)
+        # pooled, or along another length: all of it
+        return next((array for array in found if array is not None), output)
 
     return Trial("padding", mask, chosen.arrays, second, at_valid_positions, at_valid_positions, needs_change=False)
 
@@ -166,7 +206,7 @@ def batch_trials(model: Model, roles: Sequence[InputRole], sets: Sequence[InputS
     """The last row of the batch by itself: its outputs have to stay."""
     batch = {symbol for symbol, sort in symbols_of(roles).items() if sort == "batch"}
     axes = {role.name: _batch_axis(role, batch) for role in roles}
-    chosen = smallest(sets, lambda each: len(_batch_sizes(axes, each)) == 1 and max(_batch_sizes(axes, each)) > 1)
+    chosen = first_suiting(sets, lambda each: len(_batch_sizes(axes, each)) == 1 and max(_batch_sizes(axes, each)) > 1)
     if chosen is None:
         return
     (size,) = _batch_sizes(axes, chosen)

@@ -113,29 +113,35 @@ class Bench:
         return judged.equal, float("inf") if judged.max_abs is None else judged.max_abs
 
 
-def judge_trials(trials: Sequence[Trial], original: Model, candidate: Model, bench: Bench) -> list[ProbeEvidence]:
-    """Run both models on the feeds of all trials, each feed once, and judge every trial.
+def judge_trials(
+    trials: Sequence[Trial], original: Model, candidate: Model, bench: Bench, known: Mapping[int, Outputs] | None = None
+) -> list[ProbeEvidence]:
+    """Run both models on the feeds of the trials, each feed once, and judge every trial.
 
-    The candidate is run only if the original holds something.
+    The candidate is run for what the original holds only. `known` are outputs of the original, by the `id` of the feed.
     """
-    feeds = list({id(feed): feed for trial in trials for feed in (trial.first, trial.second)}.values())
-    places = {id(feed): place for place, feed in enumerate(feeds)}
-    try:
-        wanted = bench.run(original, feeds).results
-    except SessionError as error:
-        reason = f"the original cannot be run: {first_line(error.message)}"
-        return [ProbeEvidence(name=trial.name, subject=trial.subject, status="not-run", reason=reason) for trial in trials]
-    judged = [_of_original(trial, wanted[places[id(trial.first)]], wanted[places[id(trial.second)]], bench) for trial in trials]
-    if not any(held for _, held in judged):
-        return [evidence for evidence, _ in judged]
-    try:
-        got = bench.run(candidate, feeds).results
-    except SessionError as error:
-        got = tuple(SetResult({}, error.message) for _ in feeds)
+    of_original = {feed: SetResult(dict(outputs)) for feed, outputs in (known or {}).items()}
+    _run(of_original, original, trials, bench)
+    judged = [_of_original(trial, of_original[id(trial.first)], of_original[id(trial.second)], bench) for trial in trials]
+    telling = [trial for trial, (_, held) in zip(trials, judged, strict=True) if held]
+    of_candidate: dict[int, SetResult] = {}
+    _run(of_candidate, candidate, telling, bench)
     for trial, (evidence, held) in zip(trials, judged, strict=True):
         if held:
-            _of_candidate(trial, evidence, held, got[places[id(trial.first)]], got[places[id(trial.second)]], bench)
+            _of_candidate(trial, evidence, held, of_candidate[id(trial.first)], of_candidate[id(trial.second)], bench)
     return [evidence for evidence, _ in judged]
+
+
+def _run(results: dict[int, SetResult], model: Model, trials: Sequence[Trial], bench: Bench) -> None:
+    """Add the results of the feeds that are not there yet; a model that does not load has its error for each."""
+    feeds = {id(feed): feed for trial in trials for feed in (trial.first, trial.second) if id(feed) not in results}
+    if not feeds:
+        return
+    try:
+        found = bench.run(model, list(feeds.values())).results
+    except SessionError as error:
+        found = tuple(SetResult({}, error.message) for _ in feeds)
+    results.update(zip(feeds, found, strict=True))
 
 
 def _of_original(trial: Trial, first: SetResult, second: SetResult, bench: Bench) -> tuple[ProbeEvidence, dict[str, float]]:
@@ -226,7 +232,6 @@ def changed(role: InputRole, array: np.ndarray, where: np.ndarray) -> np.ndarray
     return copy
 
 
-def smallest(sets: Sequence[InputSet], suits: Callable[[InputSet], bool]) -> InputSet | None:
-    """Of the input sets that suit, the one with the fewest elements."""
-    fitting = [input_set for input_set in sets if suits(input_set)]
-    return min(fitting, key=lambda each: sum(array.size for array in each.arrays.values()), default=None)
+def first_suiting(sets: Sequence[InputSet], suits: Callable[[InputSet], bool]) -> InputSet | None:
+    """The first of the input sets that suits a probe."""
+    return next((input_set for input_set in sets if suits(input_set)), None)

@@ -64,7 +64,8 @@ def test_a_decoder_holds_all_three(probe):
     [
         (WITHOUT_CAUSALITY, {"causality ids"}),
         (WITHOUT_PADDING, {"padding"}),
-        (WITH_MIXED_ROWS, {"batch", "padding"}),  # the padding of one row reaches the others
+        # what one row's padding sees, which is everything, reaches the others
+        (WITH_MIXED_ROWS, {"batch", "padding", "causality ids"}),
     ],
 )
 def test_what_the_candidate_no_longer_holds_is_broken_and_nothing_else(probe, candidate, broken):
