@@ -284,6 +284,44 @@ def test_sites_that_are_wrong_only_together() -> None:
     assert not culprit.is_enough
 
 
+class LongEpsilon(PatternPass):
+    """Fuses a sum and its normalisation, and takes the epsilon for 1e-12."""
+
+    name = "long-epsilon"
+    exactness = "reassociating"
+
+    def pattern(self, op: Any, a: Any, b: Any, gamma: Any, beta: Any) -> Any:
+        return op.LayerNormalization(a + b, gamma, beta, axis=-1)
+
+    def rewrite(self, op: Any, a: Any, b: Any, gamma: Any, beta: Any) -> Any:
+        return op.SkipLayerNormalization(a, b, gamma, beta, domain="com.microsoft", epsilon=1e-12)
+
+
+LIVELY = """g (float[N, S, 4] x) => (float[N, S, 4] y)
+<float[4] rows = {30, -10, 20, 0}, float[4] one = {1, 1, 1, 1}, float[4] zero = {0, 0, 0, 0}> {
+    lively = Add(x, rows)  still = Mul(x, zero)
+    s0 = Add(still, lively)  n0 = LayerNormalization <axis = -1, epsilon = 1e-12> (s0, one, zero)
+    s1 = Add(lively, lively)  n1 = LayerNormalization <axis = -1> (s1, one, zero)
+    z = Relu(n0)  y = Add(z, n1)
+}"""
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_what_the_outputs_hide_is_found_by_running_changes_alone(every: bool) -> None:
+    """No row that the model makes has so low a variance that the epsilon counts."""
+    steps = ("dead-code", LongEpsilon(), "identity-elimination")
+    assert bisect(*steps, source=model(LIVELY), every=every).verdict == "clean"
+    culprit = only_culprit(bisect(*steps, source=model(LIVELY), every=every, verify="sites"))
+    assert (culprit.name, culprit.kind, culprit.changes) == ("long-epsilon", "sites", 2)
+    (change,) = culprit.undo
+    assert change.sites == ["long-epsilon#1"]
+    assert change.evidence.max_abs > change.evidence.allowed
+
+
+def test_running_changes_alone_finds_nothing_in_right_passes() -> None:
+    assert rewright.bisect(ZOO / "bert.ts17.sdpa.onnx", chain="O2", verify="sites").verdict == "clean"
+
+
 @pytest.mark.parametrize(
     ("step", "kind", "reason"),
     [

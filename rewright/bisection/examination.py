@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rewright.bisection.record import Change, Culprit, Trial
+from rewright.bisection.record import Change, Culprit, Kind, Trial
 from rewright.bisection.steps import Applied
 from rewright.model.carrier import Model
 from rewright.model.mixture import mixture
@@ -21,12 +21,13 @@ from rewright.verify.interface import check_interface
 from rewright.verify.models import where_it_begins
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.search import minimal_failing_set
+from rewright.verify.sites.gate import SiteCheck
 from rewright.verify.structure import check_structure
 
 _MOST_TRIALS: Final = 96
 """Models that are compared at most to find the changes of one pass that are wrong."""
 
-_NAMED: Final = 3
+_NAMED: Final = 2
 
 
 @dataclass
@@ -48,15 +49,8 @@ class Examination:
     def culprit(self, before: ParityEvidence | None, after: ParityEvidence | None) -> Culprit:
         """The record of the pass, whose models compared like this."""
         applied = self.applied
-        found = Culprit(
-            index=applied.index,
-            name=applied.step.name,
-            chain=format_pass(applied.step.name, chosen_options(applied.step)),
-            kind=applied.kind or "parity",
-            reason=applied.reason or (after.reason if after is not None else ""),
-            before=before,
-            after=after,
-        )
+        found = _record(applied, applied.kind or "parity", applied.reason or (after.reason if after is not None else ""))
+        found.before, found.after = before, after
         if applied.after is None or not applied.is_change or applied.kind == "contract":
             return found
         if applied.kind is None:
@@ -93,7 +87,7 @@ class Examination:
     def _fails(self, before: GraphIndex, after: GraphIndex, parts: Sequence[Region], kept: frozenset[int]) -> bool:
         """Whether the model is wrong with only these changes."""
         left_out = [part for number, part in enumerate(parts) if number not in kept]
-        named = [part.label for part in left_out[:_NAMED]]
+        named = [part.label for part in left_out[: _NAMED + (len(left_out) == _NAMED + 1)]]
         if len(left_out) > len(named):
             named.append(f"{len(left_out) - len(named)} more")
         what = f"without {', '.join(named)}" if named else "all of them"
@@ -126,6 +120,24 @@ class Examination:
                 models = [lower(model) if self.gate.lower is not None else model for model in (reference, wrong)]
                 return where_it_begins(models[0], models[1], evidence, sets, worker, trusts_names=True)
         return None
+
+
+def site_culprit(applied: Applied, check: SiteCheck) -> Culprit:
+    """The record of a pass some of whose changes give other numbers when they are run alone."""
+    found = _record(applied, "sites", check.evidence.reason)
+    found.changes = len(check.regions)
+    for checked in check.regions:
+        if checked.evidence.status == "failed":
+            change = _change(checked.region)
+            change.evidence = checked.evidence
+            found.undo.append(change)
+    return found
+
+
+def _record(applied: Applied, kind: Kind, reason: str) -> Culprit:
+    step = applied.step
+    chain = format_pass(step.name, chosen_options(step))
+    return Culprit(index=applied.index, name=step.name, chain=chain, kind=kind, reason=reason)
 
 
 def fill_in(trial: Trial, evidence: ParityEvidence) -> None:

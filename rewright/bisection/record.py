@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from rewright.report.model import EnvironmentReport
 from rewright.verify.divergence import Divergence
 from rewright.verify.parity import ParityEvidence
+from rewright.verify.sites.evidence import RegionEvidence
 
-Kind = Literal["crash", "contract", "structure", "interface", "parity"]
+Kind = Literal["crash", "contract", "structure", "interface", "parity", "sites"]
 
 
 class _Record(BaseModel):
@@ -68,12 +69,16 @@ class Trial(_Record):
 
 
 class Change(_Record):
-    """A change of a pass that can be undone by itself: the sites that it covers, the nodes that go and those that come."""
+    """A change of a pass that can be undone by itself: the sites that it covers, the nodes that go and those that come.
+
+    `evidence` is what running it alone has shown, where that was asked for.
+    """
 
     sites: list[str]
     at: str
     removed: list[str]
     added: list[str]
+    evidence: RegionEvidence | None = None
 
 
 class Culprit(_Record):
@@ -83,7 +88,8 @@ class Culprit(_Record):
         index, name: its place in the chain, and its name.
         chain: the pass with its options, as chain text.
         kind: "parity": other numbers, or ONNX Runtime does not load or run the result; "structure" and "interface": it leaves no
-            valid model, or another interface; "contract": what it reports and what it changes contradict each other; "crash".
+            valid model, or another interface; "sites": a change of it gives other numbers when it is run alone on hard values,
+            though the model's outputs hide it; "contract": what it reports and what it changes contradict each other; "crash".
         reason: what is wrong, of the model after the pass.
         before, after: the models without it and with it against the original.
         alone: the model with it against the model without it, to the tolerance of this pass alone. Where it agrees, the

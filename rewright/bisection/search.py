@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from onnx import ModelProto
 
-from rewright.bisection.examination import Examination, fill_in
+from rewright.bisection.examination import Examination, fill_in, site_culprit
 from rewright.bisection.folder import check_folder, write_culprit
 from rewright.bisection.record import Application, Bisection, Culprit, Trial
 from rewright.bisection.steps import Applied, Walk, promised
@@ -23,11 +23,13 @@ from rewright.ops.lowering import lower
 from rewright.passes.contract import Exactness, Target
 from rewright.registry.chain import Chain
 from rewright.report.environment import environment
+from rewright.run.gates import claimed
 from rewright.run.options import Progress
 from rewright.verify.input_files import load_input_sets
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.process import SessionWorker
 from rewright.verify.search import first_failing_prefix
+from rewright.verify.sites.gate import SiteGate
 
 Inputs = str | PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -37,6 +39,7 @@ def bisect(
     *,
     chain: str | Chain = "O2",
     target: Target = "cpu",
+    verify: Literal["model", "sites"] = "model",
     inputs: Inputs | None = None,
     seed: int = 0,
     every: bool = False,
@@ -51,6 +54,8 @@ def bisect(
         model: a path, a ModelProto or a Model; never modified.
         chain: chain text or a Chain.
         target: where the result will run.
+        verify: "model" compares outputs; "sites" also runs every change of the passes alone, on hard values, which finds what
+            the outputs hide.
         inputs: what the models are compared on; see ``rewright.optimize``.
         seed: of the inputs that are made where none are given.
         every: look at every pass, and go on without those that are wrong; takes one comparison for each pass. Otherwise the
@@ -63,6 +68,10 @@ def bisect(
         UsageError: the chain, an option or an input is wrong, or the model cannot be compared with itself.
     """
     started = time.perf_counter()
+    if target not in get_args(Target):
+        raise UsageError(f"target is '{target}'.", f"It is one of {', '.join(get_args(Target))}.")
+    if verify not in ("model", "sites"):
+        raise UsageError(f"verify is '{verify}'.", "A bisection takes model or sites.")
     made = chain if isinstance(chain, Chain) else Chain(chain)
     original = load(model)
     folder = None if output is None else Path(output)
@@ -70,9 +79,12 @@ def bisect(
         check_folder(folder)
     with collector_paused(), SessionWorker() as worker:
         sets = None if inputs is None else load_input_sets(original, inputs)
-        gate = ParityGate(original, sets, worker, seed=seed, lower=None if target == "cpu" else lower)
+        lowering = None if target == "cpu" else lower
+        gate = ParityGate(original, sets, worker, seed=seed, lower=lowering)
         search = _Search(original, made, target, gate, every, progress)
         search.compare_original()
+        if verify == "sites":
+            search.sites = SiteGate(original, gate.input_sets, worker, lower=lowering, seed=seed)
         if every:
             search.look_at_every_pass()
         else:
@@ -103,6 +115,7 @@ class _Search:
         applied: the passes, in order, as far as they were applied.
         trials: the models that were compared.
         culprits: what was found, and the models around it.
+        sites: runs changes alone; None where that was not asked for.
     """
 
     original: Model
@@ -111,6 +124,7 @@ class _Search:
     gate: ParityGate
     every: bool
     progress: Progress | None
+    sites: SiteGate | None = None
     applied: list[Applied] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     culprits: list[tuple[Culprit, Applied]] = field(default_factory=list)
@@ -135,6 +149,8 @@ class _Search:
         changed = [applied for applied in self.applied if applied.is_change and applied.kind is None]
         known: dict[int, ParityEvidence] = {}
         first = self._first_failing(changed, known)
+        if any(self._has_wrong_sites(applied) for applied in (changed[: first - 1] if first else changed)):
+            return
         if first:
             self._examine(changed[first - 1], promised(changed[:first]), known.get(first - 1), known[first])
         elif self.applied and self.applied[-1].kind is not None:
@@ -174,6 +190,8 @@ class _Search:
                 if after.status == "failed":
                     self._examine(applied, step.exactness, before, after)
                     walk.take_back(applied)
+                elif self._has_wrong_sites(applied):
+                    walk.take_back(applied)
                 else:
                     self.gate.keep(step.exactness)
                     before = after
@@ -205,6 +223,17 @@ class _Search:
         self._tell(f"looking into {applied.step.name}", applied.index)
         culprit = Examination(self.gate, applied, promise, self.trials).culprit(before, after)
         self.culprits.append((culprit, applied))
+
+    def _has_wrong_sites(self, applied: Applied) -> bool:
+        """Runs the changes of a pass alone, if that was asked for; a pass that does not stand this becomes a culprit."""
+        if self.sites is None:
+            return False
+        self._tell(f"running the changes of {applied.step.name} alone", applied.index)
+        check = self.sites.check(applied.before, _after(applied), claimed(applied.sites), applied.step.exactness)
+        if check.evidence.status != "failed":
+            return False
+        self.culprits.append((site_culprit(applied, check), applied))
+        return True
 
     def _tell(self, what: str, done: int) -> None:
         if self.progress is not None:

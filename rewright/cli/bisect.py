@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
@@ -46,6 +46,9 @@ def bisect(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Look at every pass, and go on without those that are wrong.")] = False,
     target: arguments.TargetName = "cpu",
+    verify: Annotated[
+        str, typer.Option("--verify", metavar="MODE", help="model compares outputs; sites also runs every change alone.")
+    ] = "model",
     inputs: arguments.Inputs = None,
     seed: arguments.Seed = 0,
     as_json: arguments.AsJson = False,
@@ -67,6 +70,7 @@ def bisect(
             model,
             chain=chain,
             target=cast("Target", target),
+            verify=cast('Literal["model", "sites"]', verify),
             inputs=inputs,
             seed=seed,
             every=every,
@@ -173,6 +177,11 @@ def _changes(changes: Sequence[Change]) -> Table:
         what = f"{_ops(change.removed)} -> {_ops(change.added)}"
         nodes = [name for _, _, name in (entry.partition(" ") for entry in (*reversed(change.removed), *change.added)) if name]
         text = Text(wording.printable(what)).append(f"\nat {wording.printable(nodes[0])}" if nodes else "", "dim")
+        found = change.evidence
+        if found is not None and found.max_abs is not None:
+            error, allowed = wording.figure(found.max_abs), wording.figure(found.allowed)
+            where = wording.printable(f"'{found.output}' on '{found.worst_set}'")
+            text.append(f"\nmax error {error} where {allowed} is allowed, in {where}")
         grid.add_row(Text(f"  {wording.printable(', '.join(change.sites) or change.at)}"), text)
     if len(changes) > _LISTED:
         grid.add_row("", Text(f"and {len(changes) - _LISTED} more; --json lists them", "dim"))

@@ -43,10 +43,12 @@ def _described(compared: ComparedValue) -> Text:
     made = _maker(reference)
     if _maker(candidate) != made:
         made = f"{made}, in the candidate {_maker(candidate)}"
-    figures = (compared.evidence.max_abs, compared.evidence.needed_rtol, compared.evidence.rtol)
-    error, needed, allowed = map(wording.figure, figures)
     text.append(f"\nmade by {made}", "dim")
-    return text.append(f"\nmax error {error}, rtol needed {needed} of {allowed}")
+    evidence = compared.evidence
+    text.append(f"\nmax error {wording.figure(evidence.max_abs)}")
+    if not evidence.equal and evidence.needed_rtol:
+        text.append(f", needs rtol {wording.figure(evidence.needed_rtol)} of {wording.figure(evidence.rtol)}")
+    return text
 
 
 def _maker(place: ValuePlace) -> str:
