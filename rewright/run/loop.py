@@ -35,7 +35,7 @@ from rewright.report.model import (
 from rewright.run.gates import Gates
 from rewright.run.options import PARITY_MODES, SITE_MODES, GateError, RunOptions, RunResult
 from rewright.run.reducing import leave_reproducer
-from rewright.verify.inputs import DEFAULT_COUNT, InputSet
+from rewright.verify.inputs import DEFAULT_COUNT, InputSet, make_input_sets
 from rewright.verify.mutation import self_test
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.process import SessionError, SessionWorker, first_line
@@ -118,9 +118,11 @@ class _Run:
             return None
 
     def _site_gate(self) -> SiteGate:
+        sets = self.gate.input_sets if self.gate is not None else []
         return SiteGate(
             self.original,
-            self.gate.input_sets if self.gate is not None else (),
+            # where the original does not run as a whole, what makes the values around a site may still do
+            sets or self.options.input_sets or make_input_sets(self.original, self.options.seed),
             self.worker,
             lower=None if self.options.target == "cpu" else lower,
             seed=self.options.seed,

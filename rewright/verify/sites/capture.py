@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from rewright.model.regions import GraphIndex
 from rewright.verify.inputs import InputSet
 from rewright.verify.process import SessionError, SessionWorker, first_line
 from rewright.verify.sites.assembly import ValueType, slice_to
+
+_MOST_RUNS: Final = 16
 
 
 class Capture:
@@ -39,20 +42,32 @@ class Capture:
         ]
 
     def add(self, index: GraphIndex, names: Iterable[str]) -> None:
-        """Runs what makes these values; sets on which that fails stay without them."""
+        """Runs what makes these values; sets on which that fails stay without them.
+
+        Where it cannot be run as a whole, halves of it are tried, a bounded number of times.
+        """
         missing = [name for name in dict.fromkeys(names) if any(name not in values for values in self._values)]
-        if not missing or not self._values:
-            return
-        known = set.intersection(*(set(values) for values in self._values)) - set(missing)
+        pending = [missing] if missing and self._values else []
+        for _ in range(_MOST_RUNS):
+            if not pending:
+                break
+            wanted = pending.pop(0)
+            if not self._run(index, wanted) and len(wanted) > 1:
+                pending += [wanted[: len(wanted) // 2], wanted[len(wanted) // 2 :]]
+
+    def _run(self, index: GraphIndex, wanted: list[str]) -> bool:
+        """Runs what makes these values on every set; False if it does not load."""
+        known = set.intersection(*(set(values) for values in self._values)).difference(wanted)
         types = {name: ValueType.of([values[name] for values in self._values]) for name in known}
-        model, inputs = slice_to(index, missing, types)
+        model, inputs = slice_to(index, wanted, types)
         feeds = [{name: values[name] for name in inputs if name in values} for values in self._values]
         lowered = self._lower(model) if self._lower is not None else model
         try:
             run = self._worker.run(lowered, feeds)
         except SessionError as error:
             self.problem = first_line(error.message)
-            return
+            return False
         for values, result in zip(self._values, run.results, strict=True):
             self.problem = first_line(result.error) or self.problem
             values.update(result.outputs)
+        return True
