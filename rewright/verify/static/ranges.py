@@ -29,6 +29,7 @@ from rewright.model.facts import attribute, constant_node_value, dtype_of, is_co
 from rewright.model.order import node_has_bodies
 from rewright.model.view import View
 from rewright.shapes import terms
+from rewright.shapes.types import output_dtypes
 from rewright.shapes.walk import shapes_of
 from rewright.verify.static.interval import ANYTHING, NOT_NEGATIVE, DType, Interval, format_of, hull, rounded
 from rewright.verify.static.weights import Columns, bounds_of, columns_of
@@ -116,6 +117,7 @@ class Ranges:
         self._alias: dict[int, Any] = {}
         self._functions = {(normal_domain(f.domain), f.name): f for f in self.view.functions}
         self._calls = 0
+        self._typed: list[Any] = []
         self.shapes = shapes_of(self.view)
         self.shapes.refresh()
         self.opset = self.view.opset_of(self.view.graph)
@@ -260,6 +262,10 @@ class Ranges:
         from rewright.verify.static.relations import note
         from rewright.verify.static.rules import RULES
 
+        if any(tensor.dtype is None for tensor in node.outputs):
+            with suppress(IndexError, TypeError, ValueError, KeyError):
+                for tensor, dtype in zip(node.outputs, output_dtypes(node, self.opset), strict=False):
+                    self._set_dtype(tensor, dtype)
         domain = normal_domain(node.domain)
         rule = RULES.get((domain, node.op))
         found: Bound | list[Bound] = None
@@ -284,6 +290,12 @@ class Ranges:
             with suppress(IndexError, TypeError, ValueError, ArithmeticError):
                 note(self, node)
 
+    def _set_dtype(self, tensor: Any, dtype: DType | None) -> None:
+        """Types a value of the view, which is this walk's own, and notes that it did."""
+        if isinstance(tensor, gs.Variable) and tensor.dtype is None and dtype is not None:
+            tensor.dtype = dtype
+            self._typed.append(tensor)
+
     def _settled(self, bound: Bound, tensor: Any) -> Interval:
         """The bounds of the result as its element type holds it."""
         dtype = self.dtype(tensor)
@@ -307,9 +319,18 @@ class Ranges:
                 self._alias[id(formal)] = self.resolved(node.inputs[index])
             self._known.pop(id(formal), None)
         outer, self.opset = self.opset, self.view.opset_of(function)
+        outer_typed, self._typed = self._typed, []
+        for formal in function.inputs:
+            self._set_dtype(formal, self.dtype(formal))
         for inner in function.nodes:
             self._visit(inner, depth + 1)
         self.opset = outer
+        dtypes = [self.dtype(result) for result in function.outputs]
+        for tensor in self._typed:
+            tensor.dtype = None  # another call may be of another type
+        self._typed = outer_typed
+        for tensor, dtype in zip(node.outputs, dtypes, strict=False):
+            self._set_dtype(tensor, dtype)
         found: list[Bound] = [Exactly(self.of(tensor)) for tensor in function.outputs]
         return found
 
