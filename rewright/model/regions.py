@@ -105,6 +105,20 @@ def regions(before: GraphIndex, after: GraphIndex, sites: Iterable[ClaimedSite] 
     return _Comparison(before, after).regions(sites)
 
 
+def leaving_gaps(found: Iterable[Region], after: GraphIndex) -> list[Region]:
+    """The regions that took away, or read, a value that is needed after the change and that nothing makes."""
+    missing = {name for node in after.nodes for name in reads(node) if not after.knows(name)}
+    missing.update(name for name in after.outputs if not after.knows(name))
+    if not missing:
+        return []
+    return [
+        region
+        for region in found
+        if any(not missing.isdisjoint(node.output) for node in region.removed)
+        or any(not missing.isdisjoint(reads(node)) for node in region.added)
+    ]
+
+
 class _Comparison:
     def __init__(self, before: GraphIndex, after: GraphIndex) -> None:
         self.before, self.after = before, after

@@ -8,7 +8,7 @@ from typing import Final
 
 from rewright.model.carrier import Model
 from rewright.model.mixture import mixture
-from rewright.model.regions import ClaimedSite, GraphIndex, Region, regions
+from rewright.model.regions import ClaimedSite, GraphIndex, Region, leaving_gaps, regions
 from rewright.passes.contract import FailurePolicy, Pass, Site
 from rewright.report.model import PassReport, UndoneReport
 from rewright.verify.interface import check_interface
@@ -123,7 +123,7 @@ class _Trial:
         before, after = self._models()
         found = [entry.region for entry in self.checked.regions] if self.checked is not None else []
         found = found or regions(before, after, claimed(self.sites))
-        failing = {id(region) for region in self.checked.failing} if self.checked is not None else set()
+        failing = {id(region) for region in (self.checked.failing if self.checked is not None else leaving_gaps(found, after))}
         undone = frozenset(number for number, region in enumerate(found) if id(region) in failing)
         kept = self._try(before, after, found, undone) if undone and len(undone) < len(found) else None
         if kept is None and len(found) > 1:
