@@ -153,10 +153,13 @@ def _print_evidence(report: Report, console: Console) -> None:
             needed, _, limit = tolerance.partition("/")
             judged = f"needs rtol {needed} of {limit}" if limit else tolerance
             text = Text(f"{printable(output.name)}: max abs {error}, {judged}")
-            facts.add_row("output", text.append(f" ({output.vacuous})", "yellow") if output.vacuous else text)
+            note = wording.output_note(output)
+            facts.add_row("output", text.append(f" ({note})", "yellow" if output.vacuous else "dim") if note else text)
         facts.add_row("inputs", Text(printable(wording.input_sets_sentence(report.parity)) or "none"))
         for dropped in report.parity.dropped:
             facts.add_row("dropped", Text(printable(dropped), "yellow"))
+        for number, line in enumerate(wording.expected_sentences(report.parity)):
+            facts.add_row("expected" if number == 0 else "", Text(printable(line), "" if number == 0 else "yellow"))
     sites = wording.site_parity_sentence(report)
     if sites:
         facts.add_row("sites", Text(sites))

@@ -175,8 +175,27 @@ def undone_lines(record: PassReport, limit: int) -> list[str]:
 
 
 def input_sets_sentence(parity: ParityEvidence | None) -> str:
-    """Which inputs the comparison ran on, or the empty string."""
+    """Which inputs the comparison ran on and who they are from, or the empty string."""
     if parity is None or not parity.input_sets:
         return ""
     dropped = f" ({len(parity.dropped)} that the original cannot run on were dropped)" if parity.dropped else ""
-    return ", ".join(parity.input_sets) + dropped
+    return f"{_ORIGINS[parity.inputs]}: {', '.join(parity.input_sets)}{dropped}"
+
+
+_ORIGINS = {"made": "made from the model", "given": "given", "plugin": "from a plugin"}
+
+
+def expected_sentences(parity: ParityEvidence | None) -> list[str]:
+    """Whether the original reproduces the outputs that came with the inputs: how many, then each that it does not."""
+    if parity is None or not parity.expected:
+        return []
+    missed = [each for each in parity.expected if not each.reproduced]
+    reproduced = f"the original reproduces {len(parity.expected) - len(missed)} of {len(parity.expected)} expected outputs"
+    return [reproduced, *(f"{each.output} of {each.input_set}: {each.message}" for each in missed)]
+
+
+def output_note(output: OutputEvidence) -> str:
+    """Why agreement on an output needs a word more, or the empty string."""
+    if output.vacuous:
+        return output.vacuous
+    return "within the rounding noise of the original" if output.equal and output.noise is not None else ""

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rewright.report.explanation import show_explanation
 from rewright.report.terminal import show
+from rewright.verify.expectations import ExpectationEvidence
 
 
 def rendered(report, width: int = 80, encoding: str = "utf-8") -> str:
@@ -73,6 +74,28 @@ def test_the_evidence(report):
     assert "2 of 3 planted faults noticed" in text
     assert "15.5 s, 1.2 GB peak memory" in text
     assert "gelu asks to run after layer-norm" in text
+
+
+def test_who_the_inputs_are_from_and_what_was_expected_of_them(report):
+    assert "made from the model: set-0, set-1" in rendered(report, 120)
+    report.parity.inputs = "plugin"
+    facts = {"input_set": "test_data_set_0", "reproduced": True}
+    report.parity.expected = [
+        ExpectationEvidence(output="logits", **facts),
+        ExpectationEvidence(output="mask", **facts | {"reproduced": False}, message="1 of 6 elements differs"),
+    ]
+    text = rendered(report, 120)
+    assert "from a plugin: set-0, set-1" in text
+    assert "the original reproduces 1 of 2 expected outputs" in text
+    assert "mask of test_data_set_0: 1 of 6 elements differs" in text
+    report.parity.inputs = "given"
+    assert "given: set-0, set-1" in rendered(report, 120)
+
+
+def test_agreement_by_noise_alone_is_told(report):
+    assert "rounding noise" not in rendered(report, 120)
+    report.parity.outputs[0].noise = 3e-5
+    assert "(within the rounding noise of the original)" in " ".join(rendered(report, 120).split())
 
 
 def test_names_cannot_drive_the_terminal(report):
