@@ -15,6 +15,8 @@ from hypothesis import settings
 
 from rewright.cli.main import run
 
+pytest_plugins = ["pytester"]  # has to stand in the topmost conftest
+
 ROOT = Path(__file__).parent.parent
 
 # Machines differ in speed, and a failure has to be seen again: no deadlines, no randomness from run to run.

@@ -55,9 +55,11 @@ def _undone(record: PassReport) -> str:
     failed = [region for region in regions if region.status == "failed"]
     lines = []
     for region in failed[:_LISTED]:
-        reason = "" if region.reason in record.reason else f"{region.reason}; "
-        figures = f"max abs {figure(region.max_abs)} where {figure(region.allowed)} is allowed, against {region.reference}"
-        lines.append(f"\n     {', '.join(region.sites) or 'no site'} at {region.at}: {reason}{figures}")
+        parts = [] if region.reason in record.reason else [region.reason]
+        if region.max_abs is not None:
+            allowed = f"where {figure(region.allowed)} is allowed, against {region.reference}"
+            parts.append(f"max abs {figure(region.max_abs)} {allowed}")
+        lines.append(f"\n     {', '.join(region.sites) or 'no site'} at {region.at}: {'; '.join(parts) or 'so'}")
     return "".join([*lines, f"\n     and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""])
 
 
