@@ -64,7 +64,7 @@ class _Narrowing:
                 yield from self._constant(tensor, node)
             elif self._is_wider(tensor):
                 yield from self._value(tensor, node, known)
-                yield from self._integers(tensor, node, known)
+                yield from self._integers(tensor, node)
                 if tensor is node.outputs[0]:
                     yield from self._sum(tensor, node)
 
@@ -104,12 +104,12 @@ class _Narrowing:
         limit = self.held.largest * (1 + self.held.unit / 2)
         return 1 if number > limit else -1 if number < -limit else 0
 
-    def _integers(self, tensor: Any, node: Any, known: Interval) -> Iterator[Finding]:
+    def _integers(self, tensor: Any, node: Any) -> Iterator[Finding]:
         """Integers that were exact and are not any more: positions, as a rule."""
         source = self.ranges.dtype(node.inputs[0]) if node.inputs else None
         if node.op != "Cast" or source is None or source.kind not in "iu":
             return
-        exact, seen = 1.0 / self.held.unit, self.measured.get(tensor.name)
+        exact, seen, known = 1.0 / self.held.unit, self.measured.get(tensor.name), self.ranges.of(node.inputs[0])
         if seen is not None and seen.magnitude > exact:
             message = f"it holds integers up to {seen.magnitude:.6g}, and {self.name} rounds those above {exact:.0f}"
             yield self._finding("rounding", "measured", tensor, node, message)

@@ -28,6 +28,9 @@ _NEWEST: Final = 2**31 - 1
 _CASTED: Final = "float16"
 """The type that onnxruntime computes in float32, between Casts, where an op has no kernel for it."""
 
+_SERVED: Final = {"tensor(float)", f"tensor({_CASTED})", "tensor(int64)", "tensor(int32)", "tensor(bool)"}
+"""Types that onnxruntime has kernels of the simple ops for, or puts Casts around them."""
+
 Signature = tuple[str | None, ...]
 """The element types of the inputs, as "tensor(float)"; None where one is unknown, "" where the input is omitted."""
 
@@ -161,9 +164,11 @@ def _against_kernels(domain: str, op: str, opset: int, types: Signature) -> _Ver
         return None
     schema = _schema(domain, op, opset)
     if schema is not None and (schema.has_function or schema.has_context_dependent_function):
-        return _Verdict(
-            "kernel", "note", f"the target 'cpu' has no kernel for {op}{missing}: it runs as the ops of its definition"
-        )
+        # onnxruntime takes the op apart before it would put Casts around it
+        apart = f"the target 'cpu' runs {op} as the ops of its definition: no kernel{missing}"
+        if all(kind in _SERVED for kind in types if kind):
+            return _Verdict("kernel", "note", apart)
+        return _Verdict("kernel", "possible", f"{apart}, nor perhaps for those")
     wider = tuple("tensor(float)" if kind == f"tensor({_CASTED})" else kind for kind in types)
     if wider != types and _has_kernel(domain, op, opset, wider) is None:
         return _Verdict("kernel", "note", f"the target 'cpu' computes {op} in float32 between Casts: no kernel{missing}")
