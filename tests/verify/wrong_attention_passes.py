@@ -211,6 +211,31 @@ class NoOffset(PatternPass):
         return op.Gather(table, positions)
 
 
+class FirstPositions(PatternPass):
+    """Takes the rows that positions pick for the first ones of the table."""
+
+    name = "first-positions"
+
+    def pattern(self, op: Any, x: Any, table: Any, positions: Any) -> Any:
+        return x + op.Gather(table, positions)
+
+    def rewrite(self, op: Any, x: Any, table: Any) -> Any:
+        length = op.Slice(op.Shape(x), op.constant(np.array([1])), op.constant(np.array([2])))
+        return op.Add(x, op.Slice(table, op.constant(np.array([0])), length, op.constant(np.array([0]))))
+
+
+class FirstRow(PatternPass):
+    """Takes the row that is picked for the first one of the table."""
+
+    name = "first-row"
+
+    def pattern(self, op: Any, x: Any, table: Any, rows: Any) -> Any:
+        return x + op.Gather(table, rows)
+
+    def rewrite(self, op: Any, x: Any, table: Any) -> Any:
+        return op.Add(x, op.constant(table.value[0]))
+
+
 ATTENTION = """
     {p}_q = Reshape(q, {split})  {p}_queries = Transpose<perm = [0, 2, 1, 3]>({p}_q)
     {p}_k = Reshape({k}, {split})  {p}_keys = Transpose<perm = [0, 2, 3, 1]>({p}_k)

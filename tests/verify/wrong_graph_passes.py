@@ -212,7 +212,11 @@ BRANCHES = """{p} = If(flag) <
     then_branch = then_graph () => (float[B, S, 8] {p}_then) {{ {p}_then = Pow(x, {exponent}) }},
     else_branch = else_graph () => (float[B, S, 8] {p}_else) {{ {p}_else = Neg(x) }}
 >  """
-SCALED = "{p}_product = MatMul(x, weight)  {p}_scaled = Mul({p}_product, three)  {p} = Add({p}_scaled, {other})  "
+SCALED = "{p}_product = MatMul(x, weight)  {p}_scaled = Mul({p}_product, three)  {rest}  "
+READ_IN_BRANCH = """wrong1_sum = Add(wrong1_scaled, x)  wrong1 = If(flag) <
+    then_branch = then_graph () => (float[B, S, 8] wrong1_then) { wrong1_then = Neg(wrong1_product) },
+    else_branch = else_graph () => (float[B, S, 8] wrong1_else) { wrong1_else = Identity(wrong1_sum) }
+>  """
 
 MISTAKES = (
     Mistake(
@@ -258,8 +262,9 @@ MISTAKES = (
     Mistake(
         ScaledWeight(),
         SCALED,
-        right=[{"other": "x"}, {"other": "bias"}],
-        wrong=[{"other": "wrong0_product"}],
+        right=[{"rest": "right0 = Add(right0_scaled, x)"}, {"rest": "right1 = Sub(right1_scaled, bias)"}],
+        wrong=[{"rest": "wrong0 = Add(wrong0_scaled, wrong0_product)"}, {"rest": READ_IN_BRANCH}],
+        inputs="float[B, S, 8] x, bool flag",
     ),
     Mistake(
         AttributeBlind(),

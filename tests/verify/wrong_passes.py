@@ -84,6 +84,36 @@ class RootMeanSquareAsNorm(PatternPass):
         return op.LayerNormalization(x, gamma, axis=-1)
 
 
+class EpsilonAnywhere(PatternPass):
+    """Takes an epsilon that is added to the root for one that is added below it."""
+
+    name = "epsilon-anywhere"
+    exactness = "reassociating"
+
+    def pattern(self, op: Any, x: Any, gamma: Any) -> Any:
+        deviation = x - op.ReduceMean(x)
+        variance = op.ReduceMean(deviation**2)
+        root = op.any_of(op.Sqrt(variance + 1e-5), op.Sqrt(variance) + 1e-5)
+        return deviation / root * gamma
+
+    def rewrite(self, op: Any, x: Any, gamma: Any) -> Any:
+        return op.LayerNormalization(x, gamma, axis=-1)
+
+
+class AnySoftmax(PatternPass):
+    """Softmax(x) -> Exp(x) / sum of Exp(x), which overflows where Softmax does not."""
+
+    name = "any-softmax"
+    exactness = "reassociating"
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Softmax(x, axis=-1)
+
+    def rewrite(self, op: Any, x: Any) -> Any:
+        powers = op.Exp(x)
+        return op.Div(powers, op.ReduceSum(powers, op.constant(np.array([-1])), keepdims=1))
+
+
 class NoBeta(PatternPass):
     """Drops the bias of every LayerNormalization."""
 
@@ -299,6 +329,23 @@ MISTAKES = (
             {"first": "right0_first = ReduceMean<axes = [-1]>(x)  right0_centred = Sub(x, right0_first)", "x": "right0_centred"}
         ],
         wrong=[{"first": "", "x": "x"}],
+    ),
+    Mistake(
+        EpsilonAnywhere(),
+        """{p}_mean = ReduceMean<axes = [-1]>(lively)  {p}_deviation = Sub(lively, {p}_mean)  {p}_square = Pow({p}_deviation, two)
+           {p}_variance = ReduceMean<axes = [-1]>({p}_square)  {root}
+           {p}_normal = Div({p}_deviation, {p}_root)  {p} = Mul({p}_normal, gamma)""",
+        right=[{"root": "right0_sum = Add(right0_variance, epsilon_5)  right0_root = Sqrt(right0_sum)"}],
+        wrong=[{"root": "wrong0_plain = Sqrt(wrong0_variance)  wrong0_root = Add(wrong0_plain, epsilon_5)"}],
+        prelude=LIVELY,
+        is_hidden=True,
+    ),
+    Mistake(
+        AnySoftmax(),
+        "{p} = Softmax<axis = -1>({x})",
+        right=[{"x": "bounded"}, {"x": "bounded_too"}],
+        wrong=[{"x": "x"}],
+        prelude="bounded = Tanh(x)  bounded_too = Sigmoid(x)",
     ),
     Mistake(
         NoBeta(),

@@ -19,16 +19,19 @@ from rewright.verify.sites.boundary_values import BoundarySet, boundary_sets
 from rewright.verify.sites.capture import Capture
 from rewright.verify.sites.double import DoubleEvaluator
 from rewright.verify.sites.evidence import RegionEvidence, SiteParityEvidence
-from rewright.verify.sites.hard_inputs import masking_set
+from rewright.verify.sites.hard_inputs import hard_sets
 from rewright.verify.sites.judgement import Judgement, judge, without_padded_rows
 from rewright.verify.sites.ranges import FreeValues, free_inputs, index_inputs
 from rewright.verify.sites.running import Case, SideRun, model_of, run_sections
 from rewright.verify.sites.section import Section, make_section
 from rewright.verify.sites.thresholds import added_vectors, thresholds
+from rewright.verify.sites.wider import followed
 
 _MOST_CAPTURED: Final = 4
 _HEAVY: Final = 2**20
 """Elements of weights from which a section runs on fewer sets."""
+
+_MOST_LOOKED_WIDER: Final = 16
 
 _LARGEST_SET: Final = 2**26
 """Bytes of boundary values in one set; larger ones are left out where there are smaller ones."""
@@ -86,8 +89,7 @@ class SiteGate:
         self._free_inputs = free_inputs(original)
         self._index_inputs = index_inputs(original)
         sets = list(input_sets[:_MOST_CAPTURED])
-        masking = masking_set(original, sets)
-        self._capture = Capture([*sets, masking] if masking is not None else sets, worker, lower)
+        self._capture = Capture([*sets, *hard_sets(original, sets)], worker, lower)
 
     def check(self, before: Model, after: Model, sites: Iterable[ClaimedSite], exactness: Exactness) -> SiteCheck:
         """Runs every region that differs between the two models. Nothing is raised for a model that does not run."""
@@ -98,6 +100,7 @@ class SiteGate:
         self._run([case for case in cases if case.first is None], exactness)
         self._run([case for case in cases if case.first is not None], exactness)
         self._run_again(check, [case for case in cases if case.first is not None], exactness)
+        self._look_wider(check, [case for case in cases if case.evidence.status == "failed"], exactness)
         evidence = check.evidence
         evidence.regions = [checked.evidence for checked in check.regions]
         statuses = {region.status for region in evidence.regions}
@@ -187,6 +190,30 @@ class SiteGate:
                 again.append(own)
         self._run(again, exactness)
 
+    def _look_wider(self, check: SiteCheck, failed: Sequence[Case], exactness: Exactness) -> None:
+        """Regions that failed run once more, on a section that holds what they rely on; see ``wider``."""
+        free_values = FreeValues(check.before, self._free_inputs)
+        again: list[tuple[Case, Case]] = []
+        for case in failed[:_MOST_LOOKED_WIDER]:
+            region: Region | None = case.section.region
+            if case.differing:
+                region = followed(case.section.region, case.differing, check.before, check.after)
+            if region is None:
+                continue
+            section = make_section(region, check.before, check.after, free_values, is_closed=True)
+            if section.outputs == case.section.outputs and section.old.numbers == case.section.old.numbers:
+                continue
+            self._capture_around(check, [section])
+            evidence = RegionEvidence(sites=case.evidence.sites, at=case.evidence.at, status="not-run")
+            wide = self._case(section, evidence, exactness)
+            if wide is not None:
+                again.append((case, wide))
+        self._run([wide for _, wide in again], exactness)
+        for case, wide in again:
+            if wide.evidence.status == "passed":
+                for name in RegionEvidence.model_fields:
+                    setattr(case.evidence, name, getattr(wide.evidence, name))
+
     def _judge(self, case: Case, before: SideRun, after: SideRun, exactness: Exactness) -> None:
         evidence = case.evidence
         evidence.runs_as = "contract bodies" if after.is_lowered else "kernels"
@@ -218,6 +245,8 @@ class SiteGate:
                 arrays = [wanted[position], got[position], *([exact[position]] if exact is not None else [])]
                 found = self._judge_one(arrays, one, promised)
                 compared += wanted[position].size
+                if found.ratio > 1.0 and wanted[position].dtype.kind in "iu":
+                    case.differing.add(name)
                 if found.ratio > worst.ratio:
                     worst = found
                     evidence.output, evidence.worst_set = name, one.name

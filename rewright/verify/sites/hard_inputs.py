@@ -1,13 +1,15 @@
-"""Inputs that make a model mask something, where none that are given do.
+"""Inputs on which a rewrite that drops something shows, where none that are given tell.
 
-A rewrite that drops a mask is right as long as nothing is masked. Inputs of a user's own often have no padding, and made-up token
-ids need not meet the one that a model compares with its padding.
+A rewrite that drops a mask is right as long as nothing is masked, one that drops positions as long as they count from 0, one that
+drops token types as long as all are 0. Inputs of a user's own are often like that, and made-up token ids need not meet the one
+that a model compares with its padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
+from zlib import crc32
 
 import numpy as np
 
@@ -22,31 +24,65 @@ _EQUALITY: Final = frozenset({"Equal"})
 _ORDER: Final = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _MOVES: Final = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand"})
 _MOST_VALUES: Final = 256
+_LATER: Final = 3
 
 
-def masking_set(original: Model, input_sets: Sequence[InputSet]) -> InputSet | None:
-    """The smallest input set with the end of its last row masked: by each mask that never masks anything in the sets, and by
-    the numbers that the model compares integers with, where no set has them. None if there is nothing of the kind.
+def hard_sets(original: Model, input_sets: Sequence[InputSet]) -> list[InputSet]:
+    """The smallest input set with other values for what does not vary in any of the sets; at most two.
+
+    In the first, masks that never mask anything, and integers that the model compares with numbers which no set has, do so at the
+    end of the last row; positions that always count from 0 begin later; indices that are always the same are others. In the
+    second, flags are the other way round, which may not go with the shapes of the other inputs.
     """
     if not input_sets:
-        return None
+        return []
     try:
         roles = infer_roles(original)
     except UsageError:
-        return None
+        return []
     base = min(input_sets, key=lambda one: sum(array.size for array in one.arrays.values()))
     uses = Uses(original)
-    changed: dict[str, np.ndarray] = {}
+    varied: dict[str, np.ndarray] = {}
+    flipped: dict[str, np.ndarray] = {}
     for role in roles:
         arrays = [one.arrays[role.name] for one in input_sets if role.name in one.arrays]
-        wanted = _masking_values(role, arrays, uses)
-        if wanted and role.name in base.arrays and base.arrays[role.name].ndim >= 2 and base.arrays[role.name].shape[-1] > 1:
-            changed[role.name] = _with_end(base.arrays[role.name], wanted)
-    if not changed:
-        return None
+        if role.name not in base.arrays or not arrays:
+            continue
+        if role.kind == "flag":
+            if len({bool(array.all()) for array in arrays}) == 1:
+                flipped[role.name] = ~base.arrays[role.name]
+            continue
+        found = _varied(role, base.arrays[role.name], arrays, uses)
+        if found is not None:
+            varied[role.name] = found
     masks = {role.name for role in roles if role.kind == "mask" and len(role.dims) == 2}
     padding = tuple(name for name in base.arrays if name in masks or name in base.padding_masks)
-    return InputSet("masking", {**base.arrays, **changed}, f"'{base.name}' with {', '.join(changed)} masking something", padding)
+    return [
+        InputSet(name, {**base.arrays, **changed}, f"'{base.name}' with other values of {', '.join(changed)}", padding)
+        for name, changed in (("varied", varied), ("flags", flipped))
+        if changed
+    ]
+
+
+def _varied(role: InputRole, array: np.ndarray, arrays: Sequence[np.ndarray], uses: Uses) -> np.ndarray | None:
+    """Other legal values for an input that does not vary, or that masks nothing; None if it does vary."""
+    if array.ndim < 2 or array.shape[-1] < 2:
+        return None
+    masking = _masking_values(role, arrays, uses)
+    if masking:
+        return _with_end(array, masking)
+    if role.kind not in ("index", "position") or role.bound is None or not all(map(_is_usual, arrays)):
+        return None
+    if role.kind == "position":
+        later = min(_LATER, role.bound - 1 - int(array.max(initial=0)))
+        return array + array.dtype.type(later) if later > 0 else None
+    rng = np.random.default_rng(crc32(role.name.encode()))
+    return rng.integers(role.low, role.bound, array.shape).astype(array.dtype) if role.bound > role.low + 1 else None
+
+
+def _is_usual(array: np.ndarray) -> bool:
+    """Whether every element is the same, or each row counts from 0."""
+    return bool(np.all(array == array.flat[0]) or np.all(array == np.arange(array.shape[-1]))) if array.size else True
 
 
 def _masking_values(role: InputRole, arrays: Sequence[np.ndarray], uses: Uses) -> list[float]:
