@@ -26,13 +26,15 @@ _MEMBER_SETS: Final = 2
 class Case:
     """A section with the boundary values that it runs on.
 
-    ``first`` is the section of the same structure whose values it shares; None for the first one itself.
+    ``first`` is the section of the same structure whose values it shares; None for the first one itself. ``differing`` are its
+    integer outputs that were not the same.
     """
 
     section: Section
     evidence: RegionEvidence
     sets: list[BoundarySet]
     first: Case | None = None
+    differing: set[str] = field(default_factory=set)
 
     def member(self, section: Section, evidence: RegionEvidence) -> Case:
         """A section of the same structure, to run on the first captured and the first made-up set of this one."""

@@ -22,6 +22,7 @@ from rewright.verify.sites.ranges import MIXING, FreeValues, picks_weights
 
 _MOST_NODES_ADDED: Final = 64
 _MOST_NODES_SEARCHED: Final = 200
+_MOST_NODES_CLOSED: Final = 16
 _SIZE_OPS: Final = frozenset({"Shape", "Size"})
 """Their outputs follow from shapes, which boundary values keep: what they read need not be known."""
 
@@ -104,8 +105,10 @@ class Section:
         return sum(math.prod(self.old.index.constants[name].dims) for name in self.old.constants)
 
 
-def make_section(region: Region, before: GraphIndex, after: GraphIndex, free_values: FreeValues) -> Section:
-    """Cuts a region out of both models."""
+def make_section(
+    region: Region, before: GraphIndex, after: GraphIndex, free_values: FreeValues, *, is_closed: bool = False
+) -> Section:
+    """Cuts a region out of both models; with ``is_closed``, what follows from other boundary values is made in the section."""
     old = Side(before, {before.producer[_first(node)] for node in region.removed if any(node.output)})
     new = Side(after, {after.producer[_first(node)] for node in region.added if any(node.output)})
     outputs = region.outputs
@@ -113,6 +116,8 @@ def make_section(region: Region, before: GraphIndex, after: GraphIndex, free_val
     new.settle(outputs)
     own = set(old.inputs).intersection(new.inputs), set(old.numbers)
     held = _grow(old, new, outputs)
+    if is_closed:
+        _close(old, new, outputs)
     shared = [name for name in old.inputs if name in set(new.inputs)]
     bound = _upstream_of(held, (before, after))
     grown = {name for number in old.numbers - own[1] for name in before.nodes[number].output}
@@ -149,6 +154,28 @@ def _grow(old: Side, new: Side, outputs: tuple[str, ...]) -> list[str]:
         side.settle(outputs)
     first, second = set(old.inputs), set(new.inputs)
     return [name for name in dict.fromkeys((*old.inputs, *new.inputs)) if (name in first) != (name in second)]
+
+
+def _close(old: Side, new: Side, outputs: tuple[str, ...]) -> None:
+    """Takes in nodes, the same in both models, that make an input of nothing but other inputs and constants."""
+    for _ in range(_MOST_NODES_CLOSED):
+        shared = set(old.inputs).intersection(new.inputs)
+        made = [name for name in shared if _follows(name, shared - {name}, old.index, new.index)]
+        if not made:
+            return
+        last = max(made, key=lambda name: old.index.producer[name])  # the others may be what it is made of
+        old.add_maker(last)
+        new.add_maker(last)
+        old.settle(outputs)
+        new.settle(outputs)
+
+
+def _follows(name: str, others: set[str], before: GraphIndex, after: GraphIndex) -> bool:
+    node, same = before.node_of(name), after.node_of(name)
+    if node is None or same is None or node.SerializeToString(deterministic=True) != same.SerializeToString(deterministic=True):
+        return False
+    read = [value for value in reads(node) if value not in before.constants]
+    return bool(read) and all(value in others for value in read)
 
 
 def _upstream_of(names: Iterable[str], models: tuple[GraphIndex, GraphIndex]) -> set[str] | None:
