@@ -4,6 +4,9 @@ The search goes back from the outputs that differ, through the values that both 
 differs on the way without reaching an output (a mask that is spelled with another large number, and heals in the softmax) is so
 left aside, and what is found is the beginning of a path on which everything that can be compared differs.
 
+A rewrite may give a name to another value, and two exports may have one name by chance. Whether a value is to blame is therefore
+tried: the candidate runs on with the reference's numbers in its place, and something behind it has to agree then.
+
 Values of the main graph are compared; what happens in a body of If or Loop shows where it comes out.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +30,10 @@ from rewright.verify.process import SessionWorker
 from rewright.verify.seeds import pin_seeds
 from rewright.verify.tolerance import Tolerance, is_floating, tolerance_for
 from rewright.verify.trace import Seen, Tracer
+
+_MOST_TRIED: Final = 16
+_FILLED: Final = 9e3
+"""Magnitude from which on an element may be what a mask is filled with; the smallest in use is 1e4."""
 
 Matching = Literal["name", "numbers", "position"]
 
@@ -167,12 +174,13 @@ class _Search:
         found = same_numbers((value for value in values if value.name not in agreed), others, self._agree)
         # A value that has another name in the candidate left its own to some other value of the reference. Where it did not,
         # the candidate computes it, and then something else that it calls so: the name says what differs.
-        contested = [value for value in others if value.name in found and value.name in self.pairs]
-        renamed = same_numbers(contested, values, self._agree)
+        differing = [value for value in others if value.name in self.pairs and value.name not in agreed]
+        renamed = same_numbers((value for value in differing if value.name not in ends), values, self._agree)
+        self.pairs = {name: pair for name, pair in self.pairs.items() if name not in renamed}
         for name, other in found.items():
-            is_changed = name in ends or (name in self.pairs and name not in renamed)
-            (self.elsewhere if is_changed else self.pairs)[name] = self._judged_sample(name, other, "numbers")
-        for name, other in same_place(values, others, {name: pair.name for name, pair in self.pairs.items()}).items():
+            (self.elsewhere if name in self.pairs else self.pairs)[name] = self._judged_sample(name, other, "numbers")
+        settled = {name: pair.name for name, pair in self.pairs.items()}
+        for name, other in same_place(values, others, settled).items():
             self.pairs[name] = self._judged_sample(name, other, "position")
 
     def _agree(self, one: Seen, other: Seen) -> bool:
@@ -180,8 +188,8 @@ class _Search:
 
     def result(self, ends: Sequence[str]) -> Divergence:
         """The first value on a path of differing ones, and the last one behind it that agrees."""
-        reached = self._walk(ends).reached
-        first = min((name for name in reached if name in self.pairs), key=self.first.places.__getitem__)
+        differing = sorted(self._walk(ends).reached.intersection(self.pairs), key=self.first.places.__getitem__)
+        first = next((name for name in differing[:_MOST_TRIED] if self._mends(name, differing, ends)), differing[0])
         agreeing = self._walk([first]).agreeing
         last = max(agreeing, key=self.first.places.__getitem__, default=None)
         if first in self.elsewhere:
@@ -196,6 +204,22 @@ class _Search:
             compared=len(self.pairs),
             shared=self.shared,
         )
+
+    def _mends(self, name: str, differing: Sequence[str], ends: Sequence[str]) -> bool:
+        """Whether something that differed agrees once the candidate has the reference's numbers for this value."""
+        here = self.pairs[name].name
+        reached = self.second.after(here)
+        behind = [
+            other for other in differing if other != name and self.pairs[other].name in reached and self.pairs[other].name != here
+        ]
+        if not behind:
+            return name in ends
+        right = self.first.fetch([name])
+        asked = list(dict.fromkeys([*behind[:_MOST_TRIED], *(end for end in ends if end in behind)]))
+        got = self.second.fetch([self.pairs[other].name for other in asked], {here: right[name]}) if right else {}
+        wanted = self.first.fetch(asked) if got else {}
+        places = ((other, self.pairs[other].name) for other in asked)
+        return any(self._judge(one, wanted[one], got[two]).equal for one, two in places if one in wanted and two in got)
 
     def _is_namesake(self, name: str) -> bool:
         """Whether two values have one name by chance: another op makes them, in another shape or type."""
@@ -229,8 +253,24 @@ class _Search:
             if excused is not None:
                 valid = compare(name, excused.select(wanted), excused.select(got), tolerance, budget)
                 judged = valid if valid.equal else judged
+        if judged.equal and is_floating(wanted.dtype) and wanted.shape == got.shape:
+            judged = self._beside_fills(name, wanted, got, tolerance, budget) or judged
         judged.input_set = self.input_set.name
         return judged
+
+    def _beside_fills(
+        self, name: str, wanted: np.ndarray, got: np.ndarray, tolerance: Tolerance, budget: QuantizationBudget | None
+    ) -> OutputEvidence | None:
+        """The evidence of the elements that no mask has filled, if there are filled ones and these differ.
+
+        One element of -3.4e38 lets the tolerance of all others, which follows the magnitude of the whole, grow beyond any error.
+        """
+        is_plain = np.abs(wanted) < _FILLED
+        if is_plain.all() or not is_plain.any():
+            return None
+        plain = compare(name, wanted[is_plain], got[is_plain], tolerance, budget)
+        plain.shape = list(got.shape)
+        return None if plain.equal else plain
 
     def _judged_sample(self, name: str, other: str, matched_by: Matching) -> _Pair:
         one, two = self.seen[name], self.seen_in_candidate[other]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, ValueInfoProto, helper
 
 from rewright.model.carrier import Model
 from rewright.model.regions import GraphIndex, reads
@@ -67,18 +67,33 @@ class Tracer:
         needed = self._nodes_for(outputs)
         return [name for name, number in self.places.items() if number in needed]
 
-    def fetch(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """The values of these names; without those that are no tensors or that ONNX Runtime does not give out."""
+    def after(self, name: str) -> set[str]:
+        """The values that are computed from this one, itself included."""
+        found = {name}
+        for node in self.index.nodes:
+            if not found.isdisjoint(reads(node)):
+                found.update(filter(None, node.output))
+        return found
+
+    def fetch(self, names: Sequence[str], given: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """The values of these names; without those that are no tensors or that ONNX Runtime does not give out.
+
+        Args:
+            given: takes the place of what the model computes for these names.
+        """
+        given = given or {}
         pending, found = [list(names)] if names else [], {}
         while pending and self._refused < _REFUSALS:
             part = pending.pop()
             try:
-                result = self.worker.run(self._giving(part), [self.arrays]).results[0]
+                result = self.worker.run(self._giving(part, given), [{**self.arrays, **given}]).results[0]
                 error = result.error
             except SessionError as problem:
                 error = problem.message
             if not error:
                 found.update({name: result.outputs[name] for name in part if name in result.outputs})
+            elif given:
+                break  # what is given may fit nowhere, which no other part would mend
             else:
                 self._refused += 1
                 middle = len(part) // 2
@@ -86,9 +101,9 @@ class Tracer:
         self._largest = max([self._largest, *(array.nbytes for array in found.values())])
         return found
 
-    def _giving(self, names: Sequence[str]) -> Model:
+    def _giving(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> Model:
         """The model with these values as its outputs, and without what they do not need."""
-        needed = self._nodes_for(names)
+        needed = self._nodes_for(names, given)
         proto = ModelProto()
         proto.CopyFrom(self.model.proto)
         declared = {value.name: value for value in self.model.proto.graph.output}
@@ -98,15 +113,23 @@ class Tracer:
         if len(needed) < len(self.index.nodes):
             del proto.graph.node[:]
             proto.graph.node.extend(self.index.nodes[number] for number in sorted(needed))
+        for name, array in given.items():
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            proto.graph.input.append(helper.make_tensor_value_info(name, kind, None))
+        for node in proto.graph.node if given else ():
+            for place, name in enumerate(node.output):
+                if name in given:
+                    node.output[place] = f"{name}_as_computed"
         return self.model.with_proto(proto)
 
-    def _nodes_for(self, names: Iterable[str]) -> Collection[int]:
-        pending = [number for name in names if (number := self.places.get(name)) is not None]
+    def _nodes_for(self, names: Iterable[str], given: Container[str] = ()) -> Collection[int]:
+        """The nodes that these values need, if those that are given need not be computed."""
+        pending = [self.places[name] for name in names if name in self.places and name not in given]
         needed = set(pending)
         while pending:
             for name in reads(self.index.nodes[pending.pop()]):
                 number = self.places.get(name)
-                if number is not None and number not in needed:
+                if number is not None and number not in needed and name not in given:
                     needed.add(number)
                     pending.append(number)
         return needed

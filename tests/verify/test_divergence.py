@@ -54,6 +54,17 @@ def test_what_heals_is_not_where_it_begins(parse, worker):
     assert names(divergence) == ("q", "p")
 
 
+@pytest.mark.parametrize("fill", [-1e4, -3.4e38])
+def test_what_a_mask_leaves_is_compared_beside_what_it_fills(parse, worker, fill):
+    """By the magnitude of the whole, the scores that are not masked would be allowed to differ by anything."""
+    text = """g (float[N, 4] x) => (float[N, 4] y) <float zero = {{0}}, float far = {{{}}}, float s = {{{}}}> {{
+        keep = Greater(x, zero)  scores = Mul(x, s)  masked = Where(keep, scores, far)  y = Softmax(masked)
+    }}"""
+    inputs = InputSet("x", {"x": np.array([[1, 2, -1, 3], [0.5, -4, 1, 1]], np.float32)})
+    divergence = found(parse(text.format(fill, 1)), parse(text.format(fill, 1.01)), worker, input_set=inputs)
+    assert names(divergence) == ("scores", "")
+
+
 def test_a_path_that_rejoins(parse, worker):
     """Only the branch that is wrong is followed, although values of the right one come later in the order."""
     text = """g (float[N, 4] x) => (float[N, 4] y) {{
@@ -85,17 +96,38 @@ def test_other_names_are_matched_by_numbers_and_by_position(parse, worker):
 
 def test_names_that_were_given_anew_mean_other_values(parse, worker):
     """An exporter that numbers its values: one more at the front moves all the names."""
-    reference = parse("g (float[N, 4] x) => (float[N, 4] y) { v0 = Tanh(x)  v1 = Sigmoid(v0)  v2 = Sin(v1)  y = Neg(v2) }")
+    reference = parse("g (float[N, 4] x) => (float[N, 4] y) { v0 = Sin(x)  v1 = Tanh(v0)  v2 = Elu(v1)  y = Neg(v2) }")
     shifted = parse(
-        "g (float[N, 4] x) => (float[N, 4] y) { v0 = Identity(x)  v1 = Tanh(v0)  v2 = Sigmoid(v1)  v3 = Exp(v2)  y = Neg(v3) }"
+        """g (float[N, 4] x) => (float[N, 4] y) {
+            v0 = Identity(x)  v1 = Sin(v0)  v2 = Tanh(v1)  v3 = Elu <alpha = 0.5> (v2)  y = Neg(v3)
+        }"""
     )
     divergence = found(reference, shifted, worker)
+    assert names(divergence) == ("v2", "v1")
     assert divergence.last_agreeing is not None
-    assert names(divergence)[1] == "v1"
-    assert divergence.last_agreeing.candidate.name == "v2"
-    assert names(divergence)[0] == "v2"
-    trusted = found(reference, shifted, worker, trusts_names=True)
-    assert names(trusted) == ("v0", "")
+    assert (divergence.last_agreeing.candidate.name, divergence.last_agreeing.matched_by) == ("v2", "numbers")
+    assert (divergence.first.candidate.name, divergence.first.matched_by) == ("v3", "position")
+
+
+def test_a_name_that_stands_for_another_value_is_not_blamed(parse, worker):
+    """What both call `size` differs, and neither model is wrong there."""
+    reference = """g (float[N, 2, 4] x) => (float[P, Q] y) <int64[1] four = {4}, int64[1] two = {2}, int64[1] all = {-1}> {
+        size = Shape <start = 0, end = 1> (x)  double = Mul(size, two)  form = Concat <axis = 0> (double, four)
+        flat = Reshape(x, form)  waved = Sin(flat)  y = Neg(waved)
+    }"""
+    candidate = """g (float[N, 2, 4] x) => (float[P, Q] y) <int64[1] four = {4}, int64[1] all = {-1}> {
+        form2 = Concat <axis = 0> (all, four)  size = Shape <start = 2, end = 3> (x)  form = Concat <axis = 0> (all, size)
+        flat2 = Reshape(x, form)  waved = Cos(flat2)  y = Neg(waved)
+    }"""
+    inputs = InputSet("x", {"x": np.linspace(-2, 3, 24, dtype=np.float32).reshape(3, 2, 4)})
+    divergence = found(parse(reference), parse(candidate), worker, input_set=inputs, trusts_names=True)
+    assert divergence.first.reference.name == "waved"
+
+
+def test_two_faults_one_behind_the_other(parse, worker):
+    text = "g (float[N, 4] x) => (float[N, 4] y) {{ a = Neg(x)  b = {}(a)  c = Tanh(b)  d = {}(c)  y = Neg(d) }}"
+    divergence = found(parse(text.format("Sin", "Exp")), parse(text.format("Cos", "Sigmoid")), worker)
+    assert names(divergence) == ("b", "a")
 
 
 def test_an_output_that_is_changed_after_it_was_right(parse, worker):
