@@ -108,9 +108,10 @@ def boundary_sets(
     cancelling = _cancelling(base, floats, added or {}, seed)
     if cancelling:
         yield BoundarySet("sums near zero", {**base, **cancelling}, number, False)
-    picked = {name: _ends(base[name], *limits) for name, limits in (indices or {}).items() if name in base and base[name].size}
+    longest, most = max(captured, key=lambda entry: sum(entry[1][name].size for name in indices or () if name in entry[1]))
+    picked = {name: _ends(most[name], *limits) for name, limits in (indices or {}).items() if name in most and most[name].size}
     if picked:
-        yield BoundarySet("first and last rows", {**base, **picked}, number, False)
+        yield BoundarySet("first and last rows", {**most, **picked}, longest, False)
     masks = [name for name, array in base.items() if name not in floats and _is_mask(array)]
     for shift in range(1, 2 if is_heavy else 3) if masks else ():
         moved = {name: np.roll(base[name], shift, axis=-1) for name in masks}
@@ -155,7 +156,7 @@ def _telling(captured: Sequence[tuple[int, Arrays]]) -> tuple[int, Arrays]:
 
 def _is_mask(array: np.ndarray) -> bool:
     """Whether an array looks like a mask of keys: two different values, one of which lets pass."""
-    if array.ndim < 2 or array.shape[-1] < 2 or array.size > _LARGEST_MASK:
+    if array.ndim < 2 or array.shape[-1] < 2 or not 0 < array.size <= _LARGEST_MASK:
         return False
     if array.dtype == np.bool_:
         return bool(array.any() and not array.all())

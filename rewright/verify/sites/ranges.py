@@ -16,7 +16,16 @@ from rewright.model.errors import UsageError
 from rewright.model.regions import GraphIndex
 from rewright.verify.roles import infer_roles
 
-_ANY_OPERAND: Final = frozenset({"Add", "Sub", "Sum", "Mean", "Concat", "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
+_ANY_OPERAND: Final = frozenset({"Add", "Sub", "Sum", "Mean", "Concat", "Einsum"})
+_PRODUCTS: Final = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+_TELLING_LITTLE: Final = frozenset(
+    {
+        "Shape", "Size", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf",
+        "ArgMax", "ArgMin", "NonZero", "Range", "ConstantOfShape", "Sign",
+    }
+)  # fmt: skip
+"""Ops of whose operands too little is left for a product of the output to be any number."""
+
 _NOT_SQUARED: Final = frozenset({"Mul", "Div"})
 _FIRST_OPERAND: Final = frozenset(
     {
@@ -34,7 +43,7 @@ _NORMALISATIONS: Final = frozenset(
 )  # fmt: skip
 _ATTENTIONS: Final = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "GemmFastGelu"})
 
-MIXING: Final = _NORMALISATIONS | _ATTENTIONS | {"MatMul", "Gemm", "Conv", "ConvTranspose"}
+MIXING: Final = _NORMALISATIONS | _ATTENTIONS | _PRODUCTS
 """Ops whose output is for all that a rewrite can know independent of what they read."""
 
 
@@ -44,6 +53,7 @@ class FreeValues:
     def __init__(self, index: GraphIndex, inputs: frozenset[str]) -> None:
         self._index = index
         self._known: dict[str, bool] = dict.fromkeys(inputs, True)
+        self._varies: dict[str, bool] = dict.fromkeys(inputs, True)
 
     def takes_any(self, name: str) -> bool:
         """Whether the value can be any number, as far as the ops that make it tell."""
@@ -67,6 +77,30 @@ class FreeValues:
             pending.pop()
         return self._known[name]
 
+    def _varies_freely(self, names: list[str]) -> bool:
+        """Whether something free has a part in one of the values, whatever was done to it: an activation limits what it gives,
+        and the product of that with weights is again any number.
+        """
+        pending, seen = list(names), set(names)
+        path: list[str] = []
+        while pending:
+            name = pending.pop()
+            if self._varies.get(name, False):
+                self._varies.update(dict.fromkeys(names, True))
+                return True
+            node = self._index.node_of(name)
+            if name in self._varies or node is None or node.op_type in _TELLING_LITTLE:
+                continue
+            path.append(name)
+            if node.op_type in _NORMALISATIONS or node.op_type in _ATTENTIONS or picks_weights(node, self._index):
+                self._varies.update(dict.fromkeys((name, *names), True))
+                return True
+            fresh = [read for read in node.input if read and read not in seen and read not in self._index.constants]
+            seen.update(fresh)
+            pending.extend(fresh)
+        self._varies.update(dict.fromkeys((*path, *names), False))
+        return False
+
     def _operands(self, node: NodeProto) -> list[str] | bool:
         """The operands of which one must be free for the output to be free; or the answer itself."""
         op, inputs = node.op_type, [name for name in node.input if name]
@@ -74,6 +108,8 @@ class FreeValues:
             return True
         if normal_domain(node.domain) not in ("", "com.microsoft"):
             return False
+        if op in _PRODUCTS:
+            return self._varies_freely([name for name in inputs if name not in self._index.constants])
         if op in _ANY_OPERAND:
             return [name for name in inputs if name not in self._index.constants]
         if op in _NOT_SQUARED:
