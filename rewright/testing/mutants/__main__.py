@@ -63,6 +63,8 @@ def _show(campaign: Campaign, console: Console) -> None:
         console.print(text, markup=False, soft_wrap=True)
     for alarm in campaign.false_alarms:
         console.print(f"false alarm: {alarm}", markup=False, soft_wrap=True)
+    for line in campaign.beyond:
+        console.print(f"left out, for it moves the outputs too far as it is: {line}", markup=False, soft_wrap=True)
     if campaign.idle:
         console.print(f"fired on no model: {', '.join(campaign.idle)}", soft_wrap=True)
     unshown = sorted({(trial.step, trial.fault, trial.equivalent) for trial in campaign.trials if trial.equivalent})
@@ -72,10 +74,9 @@ def _show(campaign: Campaign, console: Console) -> None:
     console.print(f"{count} mutants in {campaign.seconds:.0f} s, {len(campaign.false_alarms)} false alarms")
 
 
-def main() -> None:
-    """The entry point."""
-    typer.run(mutants)
+app = typer.Typer(add_completion=False)
+app.command()(mutants)
 
 
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m rewright.testing.mutants")

@@ -15,6 +15,7 @@ import numpy as np
 
 from rewright.testing.mutants import blocks
 from rewright.testing.mutants.attributes import FUSED, wrong_values
+from rewright.testing.mutants.embeddings import unmoved
 from rewright.testing.mutants.siblings import beside, siblings_of
 from rewright.testing.mutants.spots import Array, Spot
 
@@ -48,7 +49,7 @@ def faults_of(spot: Spot) -> list[Fault]:
 
 def _attributes(spot: Spot) -> Iterator[Fault]:
     for name, what, value in wrong_values(spot):
-        yield Fault("attribute", f"{name} {what}", _setter(name, value), _unread(spot, name))
+        yield Fault("attribute", f"{name} {what}", _setter(name, value), _unread(spot, name) or unmoved(spot, name, value))
 
 
 def _setter(name: str, value: Any) -> Callable[[Spot], None]:
@@ -105,6 +106,10 @@ def _dropper(name: str) -> Callable[[Spot], None]:
     return lambda spot: spot.drop(name)
 
 
+_TABLES: Final = frozenset({"word_embedding", "position_embedding", "segment_embedding", "cos_cache", "sin_cache"})
+_REACHED: Final = 2
+"""Rows of a table that any input of two positions reaches, and any set of the first row numbers."""
+
 _BLOCKS: Final[Mapping[tuple[str, str], Callable[[Spot], Iterable[blocks.Block]]]] = {
     ("com.microsoft::Attention", "weights"): blocks.of_weights,
     ("com.microsoft::Attention", "bias"): blocks.of_bias,
@@ -137,7 +142,9 @@ def _broken(name: str, label: str, array: Array, where: tuple[slice, ...], equiv
         return
     largest = np.abs(part).max(initial=0)
     element = part.copy().reshape(-1)
-    element[crc32(label.encode()) % element.size] += part.dtype.type(0.1) * (largest or part.dtype.type(1))
+    # a row of a table that no input looks up shows nowhere
+    reached = element.size if name not in _TABLES else element.size // len(part) * min(_REACHED, len(part))
+    element[crc32(label.encode()) % reached] += part.dtype.type(0.1) * (largest or part.dtype.type(1))
     yield fault("off in one element", element.reshape(part.shape))
     if not largest:
         return
