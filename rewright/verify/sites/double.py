@@ -13,6 +13,8 @@ from rewright.model.carrier import Model, all_graphs, stubs
 from rewright.ops.lowering import lower
 
 _NARROW: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_SAMPLES: Final = 2
+_BFLOAT16_UNIT: Final = 2.0**-7
 _LARGEST_WEIGHTS: Final = 2**26
 """Bytes of weights that are widened at most, for one graph."""
 
@@ -47,6 +49,22 @@ class DoubleEvaluator:
             self.problem = str(error).partition("\n")[0] or type(error).__name__
             return None
         return [np.asarray(array) for array in found]
+
+    def shaken(self, feeds: dict[str, np.ndarray]) -> list[list[np.ndarray]]:
+        """The outputs where every floating-point input is off by up to its last place: some samples."""
+        samples = []
+        for sample in range(_SAMPLES):
+            moved = {}
+            for position, (name, array) in enumerate(feeds.items()):
+                moved[name] = _wide(array)
+                if _wide(array) is not array or array.dtype == np.float64:
+                    unit = _BFLOAT16_UNIT if array.dtype.name == "bfloat16" else float(np.finfo(array.dtype).eps)
+                    signs = np.random.default_rng([sample, position]).choice([-1.0, 1.0], array.shape)
+                    moved[name] = moved[name] * (1.0 + unit * signs)
+            outputs = self.run(moved)
+            if outputs is not None:
+                samples.append(outputs)
+        return samples
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

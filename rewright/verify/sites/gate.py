@@ -244,6 +244,9 @@ class SiteGate:
             for position, name in enumerate(case.section.outputs):
                 arrays = [wanted[position], got[position], *([exact[position]] if exact is not None else [])]
                 found = self._judge_one(arrays, one, promised)
+                if found.ratio > 1.0 and truth is not None and exact is not None:
+                    shaken = truth.shaken({name: one.arrays[name] for name in case.section.old.inputs})
+                    found = self._judge_one([*arrays, *(outputs[position] for outputs in shaken)], one, promised)
                 compared += wanted[position].size
                 if found.ratio > 1.0 and wanted[position].dtype.kind in "iu":
                     case.differing.add(name)
@@ -260,14 +263,16 @@ class SiteGate:
 
     def _judge_one(self, arrays: list[np.ndarray], one: BoundarySet, exactness: Exactness) -> Judgement:
         truth = arrays[2] if len(arrays) > 2 else None
-        found = judge(arrays[0], arrays[1], truth, exactness, is_captured=one.is_captured, budget=self._budget)
+        found = judge(arrays[0], arrays[1], truth, exactness, is_captured=one.is_captured, budget=self._budget, shaken=arrays[3:])
         same_shape = all(array.shape == arrays[0].shape for array in arrays)
         if found.ratio > 1.0 and exactness != "exact" and same_shape:
             # what padded positions hold means nothing, and fusions may change it
             valid = without_padded_rows(arrays, self._capture.input_sets[one.origin], one.shift)
             if valid is not None:
                 truth = valid[2] if len(valid) > 2 else None
-                return judge(valid[0], valid[1], truth, exactness, is_captured=one.is_captured, budget=self._budget)
+                return judge(
+                    valid[0], valid[1], truth, exactness, is_captured=one.is_captured, budget=self._budget, shaken=valid[3:]
+                )
         return found
 
 

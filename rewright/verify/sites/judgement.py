@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,6 +41,7 @@ def judge(
     *,
     is_captured: bool,
     budget: QuantizationBudget | None = None,
+    shaken: Sequence[np.ndarray] = (),
 ) -> Judgement:
     """Compares two arrays.
 
@@ -54,6 +56,8 @@ def judge(
         exactness: the promise of the pass.
         is_captured: whether the boundary values occurred in a run of the model.
         budget: of quantizing passes.
+        shaken: what the old part gives in float64 where its inputs are off by their last place: what it then differs by counts as
+            error of its own.
     """
     if wanted.dtype != got.dtype:
         return Judgement(np.inf, message=f"dtype is {got.dtype.name} instead of {wanted.dtype.name}")
@@ -64,7 +68,7 @@ def judge(
         return Judgement(0.0 if found.equal else np.inf, found.max_abs or 0.0, message=found.message)
     if not is_floating(wanted.dtype) or wanted.dtype.kind == "c" or exactness == "exact":
         return _equal(wanted, got)
-    return _close(wanted, got, truth, exactness, is_captured)
+    return _close(wanted, got, truth, exactness, is_captured, shaken)
 
 
 def _equal(wanted: np.ndarray, got: np.ndarray) -> Judgement:
@@ -82,7 +86,14 @@ def _equal(wanted: np.ndarray, got: np.ndarray) -> Judgement:
     return Judgement(np.inf, largest, message=f"{where}: {got[tuple(place)]} instead of {wanted[tuple(place)]}")
 
 
-def _close(wanted: np.ndarray, got: np.ndarray, truth: np.ndarray | None, exactness: Exactness, is_captured: bool) -> Judgement:
+def _close(
+    wanted: np.ndarray,
+    got: np.ndarray,
+    truth: np.ndarray | None,
+    exactness: Exactness,
+    is_captured: bool,
+    shaken: Sequence[np.ndarray],
+) -> Judgement:
     tolerance = tolerance_for(wanted.dtype, exactness)
     old, new = wanted.astype(np.float64), got.astype(np.float64)
     exact = truth.astype(np.float64) if truth is not None and truth.shape == old.shape else old
@@ -93,6 +104,9 @@ def _close(wanted: np.ndarray, got: np.ndarray, truth: np.ndarray | None, exactn
     if not finite.any():
         return Judgement(0.0)
     error = np.where(finite, np.abs(np.where(finite, old, 0.0) - np.where(finite, exact, 0.0)), 0.0)
+    for other in shaken:
+        moved = np.where(finite, np.abs(other.astype(np.float64) - np.where(finite, exact, 0.0)), 0.0)
+        error = np.maximum(error, np.where(np.isfinite(moved), moved, 0.0))
     magnitude = np.where(finite, np.abs(np.where(finite, exact, 0.0)), 0.0)
     difference = np.where(finite, np.abs(np.where(finite, new, 0.0) - np.where(finite, exact, 0.0)), 0.0)
     scale = float(np.sqrt(np.mean(np.square(magnitude[finite]))))
