@@ -53,16 +53,26 @@ def _operand(ranges: Ranges, node: Any, index: int) -> Any:
     return found if array is None or array.size == 0 else array
 
 
-def _layer_norm(scale: int, bias: int | None) -> Rule:
-    """LayerNormalization and its kin; ``scale`` and ``bias`` say which operands these are."""
+def _layer_norm(scale: int, bias: int | None, summed: dict[int, tuple[int, ...]]) -> Rule:
+    """LayerNormalization and its kin.
+
+    Args:
+        scale, bias: which operands these are.
+        summed: outputs that are sums of operands.
+    """
 
     def rule(ranges: Ranges, node: Any) -> list[Bound]:
+        bounds: list[Bound] = [None] * len(node.outputs)
+        for output, places in summed.items():
+            if output < len(bounds):
+                known = [ranges.operand(node, place) for place in places]
+                bounds[output] = sum((one for one in known if one is not None), Interval(0.0, 0.0))
         terms = _row(ranges, node, scale)
-        if terms is None:
-            return [None]
-        root = math.sqrt(terms)
-        found = normalised(root, _operand(ranges, node, scale), None if bias is None else _operand(ranges, node, bias))
-        return [None] if found is None else [found[0]]
+        if terms is not None:
+            root = math.sqrt(terms)
+            found = normalised(root, _operand(ranges, node, scale), None if bias is None else _operand(ranges, node, bias))
+            bounds[0] = None if found is None else found[0]
+        return bounds
 
     return rule
 
@@ -87,7 +97,7 @@ def _is_last(ranges: Ranges, node: Any) -> bool:
 
 def _row(ranges: Ranges, node: Any, scale: int) -> int | None:
     """How many elements are normalised together."""
-    shape = ranges.shape(node.inputs[0])
+    shape = ranges.shape(node.inputs[0]) if node.op not in _OF_IDS else None
     axis = attribute_of(node, "axis", -1)
     if shape is not None and -len(shape) <= axis < len(shape):
         sizes = shape[axis:]
@@ -134,11 +144,20 @@ NORMALISED: Final[dict[tuple[str, str], tuple[int, int | None]]] = {
     ("com.microsoft", "SimplifiedLayerNormalization"): (1, None),
     ("com.microsoft", "SkipLayerNormalization"): (2, 3),
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): (2, None),
+    ("com.microsoft", "EmbedLayerNormalization"): (5, 6),
 }
 """Where the scale and the bias are."""
+_SUMS: Final[dict[str, dict[int, tuple[int, ...]]]] = {
+    "SkipLayerNormalization": {3: (0, 1, 4)},
+    "SkipSimplifiedLayerNormalization": {3: (0, 1, 3)},
+    "EmbedLayerNormalization": {2: (2, 3, 4)},
+}
+"""Outputs that are the sum that is normalised, and its operands."""
+_OF_IDS: Final = {"EmbedLayerNormalization"}
+"""Ops whose first operand is not what is normalised."""
 
 RULES: Final[dict[tuple[str, str], Rule]] = {
-    **{key: _layer_norm(*places) for key, places in NORMALISED.items()},
+    **{key: _layer_norm(*places, _SUMS.get(key[1], {})) for key, places in NORMALISED.items()},
     ("", "InstanceNormalization"): _instance_norm,
     ("", "BatchNormalization"): _batch_norm,
     ("", "LpNormalization"): _lp_norm,

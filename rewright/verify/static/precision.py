@@ -155,7 +155,7 @@ class _Narrowing:
             yield self._finding("underflow", "certain", tensor, user, message, known)
         elif array.size == 1 and 0.0 < known.magnitude < self.held.tiny:
             shown = float(_narrow(array, self.dtype).reshape(-1)[0])
-            message = f"the constant {_farthest(known):.3g} becomes {shown:.3g}: below {self.held.tiny:.3g} digits are lost"
+            message = f"the constant {_farthest(known):.4g} becomes {shown:.5g}: below {self.held.tiny:.3g} digits are lost"
             yield self._finding("underflow", "possible", tensor, user, message, known)
 
     def _too_large(self, known: Interval) -> str:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from onnx import parser
 
+import rewright
 from rewright.model.load import load
 from rewright.testing.strategies import cases, models
 from rewright.verify.inputs import make_input_sets
@@ -214,6 +215,16 @@ def test_no_run_of_a_real_model_leaves_its_bounds(path, worker):
     assert outside(ranges, measured) == []
     bounded = [known.is_bounded for tensor, _, known in ranges.values() if tensor.name in measured]
     assert sum(bounded) >= 0.8 * len(measured) > 40
+
+
+@pytest.mark.parametrize("name", ["bert.ts17.sdpa", "gpt2.dyn18.sdpa", "llama.ts17.eager", "modernbert.dyn20.eager"])
+def test_fused_ops_have_bounds_too(name, worker):
+    model = rewright.Chain("O3, embed-layer-norm").run(ZOO / f"{name}.onnx", verify="off").model
+    assert any(node.domain == "com.microsoft" for node in model.proto.graph.node)
+    ranges = Ranges(model, {name: known for name, (known, _) in assumed_bounds(model).items()})
+    measured, _ = measure(model, ranges, worker, [input_set.arrays for input_set in make_input_sets(model)])
+    assert outside(ranges, measured) == []
+    assert all(known.is_bounded for tensor, _, known in ranges.values() if tensor.name in measured)
 
 
 def test_a_wrong_bound_would_be_seen(worker):
