@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from google.protobuf.message import Message
-from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
@@ -35,48 +35,74 @@ def check_interface(before: Model, after: Model, *, may_rename_symbols: bool = F
 
     Args:
         may_rename_symbols: a dimension without a fixed size may have another name, the same one wherever it had the same one
-            before, or none; a pass has no reason to rename them, two exports of one model often do.
+            before, or none; and an output may leave open what it stated before. A pass has no reason for either, two exports of
+            one model often differ so.
     """
-    symbols = _Symbols() if may_rename_symbols else None
+    symbols = _Symbols(before.proto.graph, after.proto.graph) if may_rename_symbols else None
     problems = _compare("input", before.proto.graph.input, after.proto.graph.input, symbols)
     problems += _compare("output", before.proto.graph.output, after.proto.graph.output, symbols)
     defaults, defaults_after = _defaults(before.proto), _defaults(after.proto)
     problems += [f"input '{name}' lost its default" for name in sorted(defaults - defaults_after)]
     problems += [f"input '{name}' got a default" for name in sorted(defaults_after - defaults)]
-    notes = symbols.notes() if symbols is not None else []
+    notes = symbols.notes if symbols is not None else []
     return InterfaceEvidence(status="failed" if problems else "passed", problems=problems, notes=notes)
 
 
 class _Symbols:
     """Names of dimensions in one model, by those in the other."""
 
-    def __init__(self) -> None:
-        self.after: dict[str, str] = {}
-        self.before: dict[str, str] = {}
+    def __init__(self, before: GraphProto, after: GraphProto) -> None:
+        self.notes: list[str] = []
+        self._after: dict[str, str] = {}
+        self._before: dict[str, str] = {}
+        self._inputs_before, self._inputs_after = _input_symbols(before), _input_symbols(after)
 
-    def same_type(self, before: ValueInfoProto, after: ValueInfoProto) -> bool:
-        """Whether the types agree but for names of dimensions, and for what one of them leaves open."""
+    def same_type(self, kind: str, before: ValueInfoProto, after: ValueInfoProto) -> bool:
+        """Whether the types agree but for names of dimensions, and for what an output leaves open."""
         kinds = before.type.WhichOneof("value"), after.type.WhichOneof("value")
         if kinds != ("tensor_type", "tensor_type"):
             return _same_type(before.type, after.type)
         old, new = before.type.tensor_type, after.type.tensor_type
-        if old.elem_type != new.elem_type or not (old.HasField("shape") and new.HasField("shape")):
-            return old.elem_type == new.elem_type and not any(
-                dim.HasField("dim_value") for dim in (*old.shape.dim, *new.shape.dim)
-            )
-        dims = list(zip(old.shape.dim, new.shape.dim, strict=False))
-        return len(old.shape.dim) == len(new.shape.dim) and all(self._same_dim(*pair) for pair in dims)
+        if old.elem_type != new.elem_type:
+            return False
+        if old.HasField("shape") and new.HasField("shape"):
+            pairs = list(zip(old.shape.dim, new.shape.dim, strict=False))
+            is_same = len(old.shape.dim) == len(new.shape.dim) and all(self._same_dim(kind, *pair) for pair in pairs)
+        else:
+            is_fixed = any(dim.HasField("dim_value") for dim in (*old.shape.dim, *new.shape.dim))
+            is_same = kind == "output" or not is_fixed
+        if not is_same:
+            return False
+        if _stated(old) != _stated(new):
+            self.notes.append(f"{kind} '{before.name}' is declared as {type_text(after)}, and as {type_text(before)} before")
+        return True
 
-    def _same_dim(self, old: TensorShapeProto.Dimension, new: TensorShapeProto.Dimension) -> bool:
+    def _same_dim(self, kind: str, old: TensorShapeProto.Dimension, new: TensorShapeProto.Dimension) -> bool:
+        # Exporters make up a name for what they do not know; only the name of an input's dimension says something of an output's.
+        is_open = kind == "output" and (_is_open(old, self._inputs_before) or _is_open(new, self._inputs_after))
+        if is_open:
+            return True
         if old.HasField("dim_value") or new.HasField("dim_value"):
             return _same_type(old, new)
         if not old.dim_param or not new.dim_param:
             return True
-        is_first = self.after.setdefault(old.dim_param, new.dim_param) == new.dim_param
-        return self.before.setdefault(new.dim_param, old.dim_param) == old.dim_param and is_first
+        if old.dim_param not in self._after and old.dim_param != new.dim_param:
+            self.notes.append(f"dimension '{old.dim_param}' is called '{new.dim_param}'")
+        is_first = self._after.setdefault(old.dim_param, new.dim_param) == new.dim_param
+        return self._before.setdefault(new.dim_param, old.dim_param) == old.dim_param and is_first
 
-    def notes(self) -> list[str]:
-        return [f"dimension '{old}' is called '{new}'" for old, new in self.after.items() if old != new]
+
+def _is_open(dim: TensorShapeProto.Dimension, known: set[str]) -> bool:
+    return not dim.HasField("dim_value") and dim.dim_param not in known
+
+
+def _input_symbols(graph: GraphProto) -> set[str]:
+    return {dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+
+
+def _stated(tensor: TypeProto.Tensor) -> list[int]:
+    """The sizes that are stated; -1 where one is not."""
+    return [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
 
 
 def _compare(kind: str, before: Sequence[ValueInfoProto], after: Sequence[ValueInfoProto], symbols: _Symbols | None) -> list[str]:
@@ -91,7 +117,7 @@ def _compare(kind: str, before: Sequence[ValueInfoProto], after: Sequence[ValueI
     return [
         f"{kind} '{old.name}' is {type_text(new)} instead of {type_text(old)}"
         for old, new in zip(before, after, strict=True)
-        if not (symbols.same_type(old, new) if symbols is not None else _same_type(old.type, new.type))
+        if not (symbols.same_type(kind, old, new) if symbols is not None else _same_type(old.type, new.type))
     ]
 
 
