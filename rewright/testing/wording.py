@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import onnx
+
 from rewright.model.carrier import Model
-from rewright.report.model import PassReport, Report
+from rewright.passes.contract import Site
+from rewright.report.model import PassReport, Report, SiteReport
 from rewright.report.wording import common_reasons, error_against_tolerance, figure
 from rewright.run import RunResult
 from rewright.verify.comparison import OutputEvidence
 from rewright.verify.parity import ParityEvidence
 
+_LONGEST: Final = 200
 _LISTED: Final = 8
 """Sites, reasons and outputs that a message lists of each kind."""
 
@@ -32,7 +37,7 @@ def firing_problems(records: Sequence[PassReport], wanted: int | None) -> list[s
     said = f"it fires at {count(fired, 'site')}, {wanted} expected"
     if any(record.status == "failed" and not record.sites for record in records):
         return [said]
-    return [said + (rejections(records) if fired < wanted else sites(records))]
+    return [said + (rejections(records) if fired < wanted else sites(site for record in records for site in record.sites))]
 
 
 def gate_problems(records: Iterable[PassReport]) -> list[str]:
@@ -81,14 +86,21 @@ def rejections(records: Iterable[PassReport]) -> str:
     return "; its reasons are:" + "".join([*lines, *more])
 
 
-def sites(records: Iterable[PassReport]) -> str:
+def sites(found: Iterable[SiteReport | Site]) -> str:
     """Where passes fired, one site a line."""
-    found = [site for record in records for site in record.sites]
+    listed = list(found)
     lines = [
         f"\n     {site.id}: {', '.join(site.ops_removed) or 'nothing'} -> {', '.join(site.ops_added) or 'nothing'}"
-        for site in found[:_LISTED]
+        for site in listed[:_LISTED]
     ]
-    return "".join([*lines, f"\n     and {len(found) - _LISTED} more" if len(found) > _LISTED else ""])
+    return "".join([*lines, f"\n     and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""])
+
+
+def difference(before: Model, after: Model) -> str:
+    """The first lines of two models' texts that differ, each with its sign."""
+    old, new = (onnx.printer.to_text(model.proto).splitlines() for model in (before, after))
+    lines = [line for line in difflib.unified_diff(old, new, n=0, lineterm="") if not line.startswith(("---", "+++", "@@"))]
+    return "".join(f"\n     {line[:_LONGEST]}" for line in lines[:_LISTED])
 
 
 def outputs(evidences: Iterable[OutputEvidence]) -> str:
