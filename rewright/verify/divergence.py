@@ -28,7 +28,7 @@ from rewright.verify.inputs import InputSet
 from rewright.verify.padding import without_padding
 from rewright.verify.process import SessionWorker
 from rewright.verify.seeds import pin_seeds
-from rewright.verify.tolerance import Tolerance, is_floating, tolerance_for
+from rewright.verify.tolerance import Tolerance, is_floating, least_exact, tolerance_for
 from rewright.verify.trace import Seen, Tracer
 
 _MOST_TRIED: Final = 16
@@ -244,6 +244,11 @@ class _Search:
 
     def _judge(self, name: str, wanted: np.ndarray, got: np.ndarray) -> OutputEvidence:
         tolerance = tolerance_for(wanted.dtype, self.exactness)
+        if wanted.dtype != got.dtype and is_floating(wanted.dtype) and is_floating(got.dtype):
+            # of another precision, which is no difference of an inner value
+            exactness = least_exact([self.exactness, "reassociating"])
+            tolerance = max((tolerance_for(array.dtype, exactness) for array in (wanted, got)), key=lambda known: known.rtol)
+            wanted, got = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
         if self.tolerance is not None and is_floating(wanted.dtype):
             tolerance = self.tolerance
         budget = QuantizationBudget() if self.exactness == "quantizing" else None

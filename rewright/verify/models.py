@@ -62,7 +62,7 @@ def verify(
     """Compares two models: inputs and outputs, then the numbers, and, where those differ, where they begin to.
 
     Inputs and outputs have to agree in name, order, element type and shape; their dimensions without a fixed size may have other
-    names, as long as one name stands for one other everywhere.
+    names, as long as one name stands for one other everywhere, and an output may leave its shape open.
 
     Args:
         reference, candidate: paths, ModelProtos or Models; neither is modified.

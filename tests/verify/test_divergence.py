@@ -161,6 +161,16 @@ def test_values_that_are_no_tensors_are_left_out(parse, worker):
     assert names(found(parse(text.format("Exp")), parse(text.format("Sigmoid")), worker, input_set=inputs)) == ("d", "b")
 
 
+def test_another_precision_inside_is_no_difference(parse, worker):
+    reference = parse("g (float[N, 4] x) => (float[N, 4] y) { a = Sin(x)  b = Tanh(a)  c = Neg(b)  y = Exp(c) }")
+    candidate = parse(
+        """g (float[N, 4] x) => (float[N, 4] y) {
+            a32 = Sin(x)  a = Cast <to = 10> (a32)  b16 = Tanh(a)  b = Identity(b16)  c16 = Abs(b)  c = Cast <to = 1> (c16)  y = Exp(c)
+        }"""
+    )
+    assert names(found(reference, candidate, worker)) == ("c", "b")
+
+
 def test_a_shape_that_differs(parse, worker):
     text = "g (float[N, 4] x) => (float[M, P] y) <int64[2] s = {{{}}}> {{ a = Tanh(x)  r = Reshape(a, s)  y = Neg(r) }}"
     divergence = found(parse(text.format("2, 6")), parse(text.format("6, 2")), worker)
