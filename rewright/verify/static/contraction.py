@@ -71,7 +71,8 @@ def _gemm(ranges: Ranges, node: Any) -> Bound:
     addend = ranges.operand(node, 2)
     bias = None if addend is None else ranges.constant(node.inputs[2])
     if columns is not None:
-        if bias is not None and bias.size in (1, columns.sums.size):
+        width = columns.sums.size
+        if bias is not None and (bias.size == 1 or (bias.size == width == bias.shape[-1])):
             return _by_columns(columns, ranges.of(a), norm, bias.astype(np.float64).reshape(-1) * beta, alpha)
         found = _by_columns(columns, ranges.of(a), norm, None, alpha)
     else:

@@ -158,7 +158,8 @@ def rounded(interval: Interval, dtype: DType | None, error: float = 0.0) -> Inte
     """
     held = format_of(dtype)
     if not held.is_float:
-        inside = interval.low >= held.smallest and interval.high <= held.largest
+        # the largest integer of 64 bits is none of float64, which rounds it up
+        inside = interval.low >= held.smallest and interval.high < held.largest + (held.largest < 2.0**53)
         if not inside:
             return Interval(held.smallest, held.largest)  # integers wrap around
         slack = interval.magnitude * 2.0**-52 if interval.magnitude > 2.0**52 else 0.0

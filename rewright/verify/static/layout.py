@@ -58,10 +58,16 @@ def _with_zero(ranges: Ranges, node: Any) -> Bound:
     return Exactly(ranges.of(node.inputs[0]).join(ZERO))
 
 
+def drops_nothing(ranges: Ranges, node: Any) -> bool:
+    """Whether a Dropout is that of inference."""
+    if ranges.opset < 12:
+        return bool(attribute_of(node, "is_test", 1))
+    training = ranges.operand(node, 2)
+    return training is None or training == ZERO
+
+
 def _dropout(ranges: Ranges, node: Any) -> Bound | list[Bound]:
-    training = ranges.operand(node, 2) if ranges.opset >= 12 else ZERO
-    is_off = training is None or training == ZERO
-    return [_first(ranges, node), TRUTH] if is_off and attribute_of(node, "is_test", 1) != 0 else None
+    return [_first(ranges, node), TRUTH] if drops_nothing(ranges, node) else None
 
 
 def _max_pool(ranges: Ranges, node: Any) -> Bound | list[Bound]:

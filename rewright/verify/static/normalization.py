@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rewright.verify.static.interval import Interval, product
+from rewright.verify.static.interval import Interval, format_of, product
 from rewright.verify.static.ranges import Bound, Ranges, Rule, attribute_of
 
 _SLACK: Final = 1 + 1e-4
@@ -87,7 +87,8 @@ def row_norm(ranges: Ranges, node: Any) -> float | None:
     found = terms and normalised(
         math.sqrt(terms), _operand(ranges, node, scale), None if bias is None else _operand(ranges, node, bias)
     )
-    return found[1] * (1 + 1e-5) if found else None
+    unit = format_of(ranges.dtype(node.outputs[0])).unit
+    return found[1] * (1 + 1e-5 + 8 * unit) if found else None
 
 
 def _is_last(ranges: Ranges, node: Any) -> bool:

@@ -303,7 +303,7 @@ class Ranges:
             return bound.interval
         if isinstance(bound, Accumulated):
             found = _rounded_sum(bound, dtype)
-            if bound.keeps_sign:
+            if bound.keeps_sign and format_of(dtype).is_float:  # integers wrap around
                 return found.meet(NOT_NEGATIVE if bound.interval.low >= 0.0 else -NOT_NEGATIVE)
             return found
         return rounded(bound, dtype) if bound is not None else ANYTHING
@@ -354,7 +354,7 @@ def _rounded_sum(bound: Accumulated, dtype: DType | None) -> Interval:
     """The bounds of a sum as the element type holds it, with what its terms lose on the way."""
     held = format_of(dtype)
     if not held.is_float:
-        return rounded(bound.interval, dtype) if bound.total <= held.largest else ANYTHING
+        return rounded(bound.interval, dtype) if bound.total < held.largest else ANYTHING
     count = ASSUMED_TERMS if bound.terms is None else bound.terms
     unit = min(held.unit, _FLOAT32_UNIT) * (count + 8)
     # a sum may overflow on the way to a result that does not

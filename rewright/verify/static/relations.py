@@ -17,11 +17,14 @@ import numpy as np
 from rewright.model.elements import normal_domain
 from rewright.verify.static.contraction import reduced_axes, reduced_size
 from rewright.verify.static.interval import Interval, format_of
+from rewright.verify.static.layout import drops_nothing
 from rewright.verify.static.normalization import row_norm
 from rewright.verify.static.ranges import ASSUMED_TERMS, Ranges, attribute_of
 
-_SLACK: Final = 1 + 1e-4
-"""What rounding adds to a norm, sums over thousands of terms included."""
+_SLACK: Final = 1e-4
+"""What rounding adds to a norm in float32, sums over thousands of terms included."""
+_COARSEST_WEIGHTS: Final = 2.0**-11
+"""Half a unit in the last place of float16: weights of an average that are rounded more coarsely need not add up to 1."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def note(ranges: Ranges, node: Any) -> None:
 
 def _same(ranges: Ranges, node: Any) -> None:
     """The result has the operand's elements where they were."""
-    ranges.stand_for(node.outputs[0], node.inputs[0])
+    if node.op == "Identity" or drops_nothing(ranges, node):
+        ranges.stand_for(node.outputs[0], node.inputs[0])
 
 
 def _cast(ranges: Ranges, node: Any) -> None:
@@ -68,15 +72,25 @@ def _cast(ranges: Ranges, node: Any) -> None:
     if not all(kind is not None and format_of(kind).is_float and math.isfinite(format_of(kind).largest) for kind in kinds):
         return
     known = ranges.relations(node.inputs[0])
-    covers = tuple(replace(cover, factor=cover.factor * 1.02) for cover in known.covers)
-    ranges.relate(node.outputs[0], norm=known.norm and known.norm * 1.02, is_average=known.is_average, covers=covers)
+    slack = _slack(ranges, node)
+    covers = tuple(replace(cover, factor=cover.factor * slack) for cover in known.covers)
+    norm = None if known.norm is None else known.norm * slack
+    ranges.relate(node.outputs[0], norm=norm, is_average=known.is_average and _adds_up(ranges, node), covers=covers)
     ranges.equate(node.outputs[0], node.inputs[0])
+
+
+def _adds_up(ranges: Ranges, node: Any) -> bool:
+    """Whether weights of an average still add up to 1, as nearly as matters, in the type of the node's result."""
+    return format_of(ranges.dtype(node.outputs[0])).unit <= _COARSEST_WEIGHTS
 
 
 def _keeps_rows(ranges: Ranges, node: Any) -> None:
     """The rows stay rows, though their order or number may change."""
     known = ranges.relations(node.inputs[0])
     size = ranges.size(node.inputs[0], -1)
+    rank = len(ranges.shape(node.inputs[0]) or ())
+    if node.op == "Gather" and attribute_of(node, "axis", 0) % max(rank, 1) == rank - 1:
+        return  # it may take one element of a row more than once
     if known.norm is not None and size is not None and size == ranges.size(node.outputs[0], -1):
         ranges.relate(node.outputs[0], norm=known.norm)
 
@@ -85,7 +99,7 @@ def _softmax(ranges: Ranges, node: Any) -> None:
     axis = attribute_of(node, "axis", -1 if ranges.opset >= 13 else 1)
     rank = len(ranges.shape(node.inputs[0]) or ())
     if axis == -1 or (rank and axis == rank - 1):
-        ranges.relate(node.outputs[0], is_average=True)
+        ranges.relate(node.outputs[0], is_average=_adds_up(ranges, node))
 
 
 def _where(ranges: Ranges, node: Any) -> None:
@@ -114,7 +128,7 @@ def _scale_norm(ranges: Ranges, node: Any, x: Any, factor: Any) -> None:
     if norm is not None and _fits(ranges, node, x):
         size = ranges.of(factor).magnitude
         if math.isfinite(size):
-            ranges.relate(node.outputs[0], norm=norm * size * _SLACK)
+            ranges.relate(node.outputs[0], norm=norm * size * _slack(ranges, node))
 
 
 def _add(ranges: Ranges, node: Any) -> None:
@@ -125,13 +139,13 @@ def _add(ranges: Ranges, node: Any) -> None:
         known = ranges.relations(t).norm
         size = _norm_of(ranges, addend, ranges.size(t, -1))
         if known is not None and size is not None and _fits(ranges, node, t):
-            ranges.relate(node.outputs[0], norm=(known + size) * _SLACK)
+            ranges.relate(node.outputs[0], norm=(known + size) * _slack(ranges, node))
 
 
 def _norm_of(ranges: Ranges, tensor: Any, row: int | None) -> float | None:
     """A bound of the norm of each row of a value, or of a constant that is broadcast along rows."""
     known = ranges.relations(tensor).norm
-    if known is not None:
+    if known is not None and row is not None and ranges.size(tensor, -1) == row:
         return known
     array = ranges.constant(tensor)
     if array is not None and array.ndim == 1 and array.size == row:
@@ -157,7 +171,7 @@ def _power(ranges: Ranges, node: Any) -> None:
     elif exponent == 0.5:
         _root(ranges, node)
     elif exponent == -0.5:
-        _inverse(ranges, node, _rooted(ranges, node.inputs[0]), ranges.of(node.inputs[0]).mapped(_square_root))
+        _inverse(ranges, node, _rooted(ranges, node), ranges.of(node.inputs[0]).mapped(_square_root))
     elif exponent == -1.0:
         _reciprocal(ranges, node)
 
@@ -185,17 +199,26 @@ def _reduce(ranges: Ranges, node: Any, is_mean: bool, is_max: bool = False) -> N
 
 def _reduce_l2(ranges: Ranges, node: Any) -> None:
     if attribute_of(node, "keepdims", 1):
-        ranges.relate(node.outputs[0], covers=(Cover(ranges.root(node.inputs[0]), 1, _SLACK, True),))
+        ranges.relate(node.outputs[0], covers=(Cover(ranges.root(node.inputs[0]), 1, _slack(ranges, node), True),))
 
 
 def _root(ranges: Ranges, node: Any) -> None:
-    ranges.relate(node.outputs[0], covers=_rooted(ranges, node.inputs[0]))
+    ranges.relate(node.outputs[0], covers=_rooted(ranges, node))
 
 
-def _rooted(ranges: Ranges, tensor: Any) -> tuple[Cover, ...]:
+def _rooted(ranges: Ranges, node: Any) -> tuple[Cover, ...]:
+    """The covers of the root of the node's first operand."""
+    slack = _slack(ranges, node)
     return tuple(
-        replace(cover, power=1, factor=math.sqrt(cover.factor) * _SLACK) for cover in _upright(ranges, tensor) if cover.power == 2
+        replace(cover, power=1, factor=math.sqrt(cover.factor) * slack)
+        for cover in _upright(ranges, node.inputs[0])
+        if cover.power == 2
     )
+
+
+def _slack(ranges: Ranges, node: Any) -> float:
+    """What a factor is raised by for rounding in the type of the node's result."""
+    return 1 + _SLACK + 8 * format_of(ranges.dtype(node.outputs[0])).unit
 
 
 def _square_root(number: float) -> float:
@@ -212,7 +235,7 @@ def _inverse(ranges: Ranges, node: Any, covers: tuple[Cover, ...], t: Interval) 
     for cover in covers:
         factor = _safe_factor(ranges, node, cover, t)
         if cover.power == 1 and factor is not None:
-            made.append(replace(cover, factor=factor * _SLACK, inverse=True))
+            made.append(replace(cover, factor=factor * _slack(ranges, node), inverse=True))
     ranges.relate(node.outputs[0], covers=tuple(made))
 
 
@@ -231,10 +254,10 @@ def _divide(ranges: Ranges, node: Any) -> None:
     for cover in _upright(ranges, t):
         factor = _safe_factor(ranges, node, cover, ranges.of(t))
         if cover.power == 1 and cover.x == ranges.root(x) and factor is not None:
-            _bound(ranges, node, x, cover, factor * _SLACK)
+            _bound(ranges, node, x, cover, factor * _slack(ranges, node))
     size = ranges.of(t)
     if 0.0 not in size and (norm := ranges.relations(x).norm) is not None and _fits(ranges, node, x):
-        ranges.relate(node.outputs[0], norm=norm * size.reciprocal().magnitude * _SLACK)
+        ranges.relate(node.outputs[0], norm=norm * size.reciprocal().magnitude * _slack(ranges, node))
 
 
 def _bound(ranges: Ranges, node: Any, x: Any, cover: Cover, factor: float) -> None:
@@ -244,7 +267,7 @@ def _bound(ranges: Ranges, node: Any, x: Any, cover: Cover, factor: float) -> No
     if cover.row is not None and cover.squared:
         ranges.relate(node.outputs[0], norm=factor)
     elif cover.row is not None:
-        ranges.relate(node.outputs[0], is_average=low == 0.0 and factor < 1.01)
+        ranges.relate(node.outputs[0], is_average=low == 0.0 and factor < 1.01 and _adds_up(ranges, node))
 
 
 def _raised(ranges: Ranges, node: Any) -> None:

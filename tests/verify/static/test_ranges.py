@@ -155,6 +155,35 @@ def test_a_norm_does_not_bound_another_row():
     ) == (pytest.approx((-1, 1), rel=1e-3))
 
 
+def test_a_row_that_repeats_an_element_has_another_norm():
+    weights = "<float[4] g = {1.0, 1.0, 1.0, 1.0}, float[4, 1] w = {3.0, 3.0, 3.0, 3.0}, int64[4] i = {0, 0, 0, 0}> "
+    body = "{ n = LayerNormalization(x, g)  r = Gather <axis = AXIS> (n, i)  y = MatMul(r, w) }"
+    assert bounds_of(ranges_of(weights + body.replace("AXIS", "1")))[1] == pytest.approx(24, rel=1e-3)
+    assert bounds_of(ranges_of(weights + body.replace("AXIS", "0")))[1] == pytest.approx(12, rel=1e-3)
+
+
+def test_a_bias_that_goes_down_the_columns_meets_every_column():
+    weights = "float[4, 4] w = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0}"
+    for shape, high in (("[4]", 100), ("[1, 4]", 100), ("[4, 1]", 103)):
+        body = f"<{weights}, float{shape} b = {{100.0, 0.0, 0.0, 0.0}}> {{ y = Gemm(x, w, b) }}"
+        assert bounds_of(ranges_of(body, x=(-2, 3)))[1] == pytest.approx(high, rel=1e-5)
+
+
+def test_integers_wrap_around():
+    body = "{ a = Add(ids, ids)  y = Cast <to = 1> (a) }"
+    assert bounds_of(ranges_of(body, ids=(5, 7))) == pytest.approx((10, 14), rel=1e-5)
+    low, high = bounds_of(ranges_of(body, ids=(2**62, 2**62)))
+    assert (low, high) == pytest.approx((-(2.0**63), 2.0**63), rel=1e-5)
+    body = "<int64[4] w = {1, 1, 1, 1}> { m = Mul(ids, w)  s = ReduceSum(m)  y = Cast <to = 1> (s) }"
+    assert bounds_of(ranges_of(body, ids=(2**62, 2**62)))[0] <= -(2.0**63)
+
+
+def test_a_dropout_that_drops_is_none_of_inference():
+    body = "<float r = {0.5}, bool t = {TRUE}> { y = Dropout(x, r, t) }"
+    assert bounds_of(ranges_of(body.replace("TRUE", "0"), x=(-2, 3))) == (-2, 3)
+    assert bounds_of(ranges_of(body.replace("TRUE", "1"), x=(-2, 3))) == (-INF, INF)
+
+
 def test_what_may_overflow_has_no_bound():
     assert bounds_of(ranges_of("{ y = Exp(x) }", x=(-2, 100))) == (pytest.approx(math.exp(-2), rel=1e-5), INF)
     assert bounds_of(ranges_of("{ y = Mul(x, x) }", x=(-1e30, 1))) == (0, INF)
