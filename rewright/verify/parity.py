@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
@@ -15,15 +14,13 @@ from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness
 from rewright.verify.coarseness import coarsest_types
 from rewright.verify.comparison import Noise, OutputEvidence, QuantizationBudget, compare, merge
-from rewright.verify.expectations import ExpectationEvidence, judge_expectations
+from rewright.verify.expectations import ExpectationEvidence
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, Origin, make_fallback_sets, make_input_sets
 from rewright.verify.noise import NoiseFloor
+from rewright.verify.original import Outputs, Reference, Runner, measure
 from rewright.verify.padding import without_padding
-from rewright.verify.process import Optimization, SessionCrash, SessionError, SessionRun, SessionWorker, SetResult, first_line
-from rewright.verify.seeds import draws, pin_seeds, random_values, run_pinned
-from rewright.verify.tolerance import EXACT, ORDER, Tolerance, is_floating, least_exact, tolerance_for
-
-Outputs = Mapping[str, np.ndarray]
+from rewright.verify.process import Optimization, SessionError, SessionWorker, first_line
+from rewright.verify.tolerance import ORDER, Tolerance, is_floating, least_exact, tolerance_for
 
 NONDETERMINISTIC: Final = "not comparable: two runs of the original differ"
 OTHER_DRAWS: Final = "not comparable: it depends on random values that have other names in the candidate"
@@ -54,24 +51,6 @@ class ParityEvidence(BaseModel):
     dropped: list[str] = Field(default_factory=list)
     expected: list[ExpectationEvidence] = Field(default_factory=list)
     seconds: float = 0.0
-
-
-@dataclass
-class _Reference:
-    """What the original computes: outputs by input set, and which of them cannot be relied on.
-
-    `drawn` are the outputs that depend on the seeds of its random values, `random_values` what these are called.
-    """
-
-    sets: list[InputSet] = field(default_factory=list)
-    outputs: list[Outputs] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    nondeterministic: set[str] = field(default_factory=set)
-    jittering: set[str] = field(default_factory=set)
-    drawn: set[str] = field(default_factory=set)
-    random_values: frozenset[tuple[str, str]] = frozenset()
-    expected: list[ExpectationEvidence] = field(default_factory=list)
-    failure: str = ""
 
 
 class ParityGate:
@@ -118,15 +97,20 @@ class ParityGate:
             self._fallbacks: Iterable[InputSet] = make_fallback_sets(reference, seed)
         else:
             self._wanted, self._fallbacks = list(input_sets), ()
-        self._noise = NoiseFloor(reference, lambda model, feeds: worker.run(self._lowered(model), feeds))
-        self._original: _Reference | None = None
+        self._runner = Runner(worker, lower)
+        self._noise = NoiseFloor(reference, lambda model, feeds: worker.run(self._runner.lowered(model), feeds))
         self._checked: list[Outputs] = []
         self._baseline: list[Outputs] = []
 
     @property
     def input_sets(self) -> list[InputSet]:
         """The input sets that the original runs on; runs it if that has not happened yet."""
-        return self._measured().sets
+        return self._original.sets
+
+    @property
+    def original_outputs(self) -> list[Outputs]:
+        """What the original computes on each of the `input_sets`."""
+        return self._original.outputs
 
     def check(self, candidate: Model, exactness: Exactness, *, is_trial: bool = False) -> ParityEvidence:
         """Run the candidate on every input set and compare all outputs.
@@ -136,7 +120,7 @@ class ParityGate:
         """
         started = time.perf_counter()
         evidence = ParityEvidence(status="not-run", exactness=least_exact([*self.kept, exactness]))
-        original = self._measured()
+        original = self._original
         evidence.dropped = original.dropped
         evidence.expected = original.expected
         evidence.inputs = self._wanted[0].origin if self._wanted else "given"
@@ -155,10 +139,10 @@ class ParityGate:
         self.kept.append(exactness)
         self._baseline = self._checked
 
-    def _judge(self, evidence: ParityEvidence, candidate: Model, exactness: Exactness, original: _Reference) -> list[Outputs]:
+    def _judge(self, evidence: ParityEvidence, candidate: Model, exactness: Exactness, original: Reference) -> list[Outputs]:
         """Fill in the evidence; returns the candidate's outputs, none when it could not be run."""
         try:
-            run = self._run(candidate, original.sets, self.candidate_optimization)
+            run = self._runner.run(candidate, original.sets, self.candidate_optimization)
         except SessionError as error:
             evidence.status, evidence.reason = "failed", first_line(error.message)
             return []
@@ -169,7 +153,7 @@ class ParityGate:
                 evidence.worst_input_set = input_set.name
                 return []
         outputs: list[Outputs] = [result.outputs for result in run.results]
-        incomparable = dict.fromkeys(original.drawn, OTHER_DRAWS) if self._draws_otherwise(candidate) else {}
+        incomparable = dict.fromkeys(original.drawn, OTHER_DRAWS) if self._runner.draws_otherwise(candidate, original) else {}
         incomparable.update(dict.fromkeys(original.nondeterministic, NONDETERMINISTIC))
         self._compare(evidence, original.outputs, outputs, evidence.exactness, incomparable)
         if evidence.status != "failed" and self._baseline and ORDER.index(exactness) < ORDER.index(evidence.exactness):
@@ -190,7 +174,7 @@ class ParityGate:
         incomparable: Mapping[str, str],
     ) -> None:
         """Fill in outputs, status and reason; `incomparable` are outputs that prove nothing, with the reason why."""
-        original = self._measured()
+        original = self._original
         # A sequence may have more elements on one set than on another, hence the names of all of them.
         for name in dict.fromkeys(name for outputs in (*wanted, *got) for name in outputs):
             judged = [
@@ -222,7 +206,7 @@ class ParityGate:
             return _unmatched(name, input_set, wanted.get(name, got.get(name)), name in wanted)
         reference = wanted[name]
         noise = self._noise_of(name, input_set) if exactness in _ROUNDING and self.tolerance is None else None
-        if name in self._measured().jittering:
+        if name in self._original.jittering:
             exactness = least_exact([exactness, "reassociating"])
         tolerance = tolerance_for(reference.dtype, exactness)
         if self.tolerance is not None and is_floating(reference.dtype):
@@ -251,83 +235,17 @@ class ParityGate:
         return judged
 
     @cached_property
+    def _original(self) -> Reference:
+        return measure(self.reference, self._wanted, self._fallbacks, self._runner)
+
+    @cached_property
     def _coarse(self) -> dict[str, np.dtype]:
         return coarsest_types(self.reference) if self.tolerance is None else {}
 
     def _noise_of(self, name: str, input_set: InputSet) -> Noise:
-        original = self._measured()
-        outputs = original.outputs[next(index for index, known in enumerate(original.sets) if known is input_set)]
+        original = self._original
+        outputs = original.outputs[next(place for place, known in enumerate(original.sets) if known is input_set)]
         return lambda: self._noise.of(input_set, outputs).get(name)
-
-    def _measured(self) -> _Reference:
-        if self._original is None:
-            self._original = self._measure()
-        return self._original
-
-    def _measure(self) -> _Reference:
-        """Run the original: on every wanted set, on fallbacks for those that fail, and on the first one twice."""
-        found = _Reference()
-        try:
-            results = self._run_original([*self._wanted, *self._wanted[:1]])
-            _take(found, self._wanted, results[: len(self._wanted)])
-            for fallback in self._fallbacks:
-                if len(found.sets) >= len(self._wanted):
-                    break
-                _take(found, [fallback], self._run_original([fallback]))
-            if found.sets:
-                repeated = results[-1]
-                if found.sets[0] is not self._wanted[0] or repeated.error:
-                    (repeated,) = self._run_original(found.sets[:1])
-                _expose_nondeterminism(found, repeated.outputs)
-                self._expose_draws(found)
-                found.expected = judge_expectations(found.sets, found.outputs)
-        except SessionError as error:
-            found.failure = f"the original cannot be run: {first_line(error.message)}"
-            return found
-        if not found.sets:
-            reason = found.dropped[0] if found.dropped else "there are no input sets"
-            found.failure = f"the original cannot be run on any input set; {reason}"
-        elif not found.outputs[0]:
-            found.failure = "the original has no tensor outputs"
-        return found
-
-    def _run_original(self, sets: Sequence[InputSet]) -> Sequence[SetResult]:
-        """Run the original; if that ends the process, which may be one set's doing or nobody's, each set by itself."""
-        try:
-            return self._run(self.reference, sets).results
-        except SessionCrash as error:
-            if error.is_timeout:
-                raise
-            if len(sets) == 1:
-                return [SetResult({}, error.message)]
-        results: list[SetResult] = []
-        for one in sets:
-            try:
-                results.extend(self._run(self.reference, [one]).results)
-            except SessionCrash as error:
-                results.append(SetResult({}, error.message))
-        return results
-
-    def _expose_draws(self, found: _Reference) -> None:
-        """Note the random values, and the outputs that other seeds change."""
-        lowered = self._lowered(self.reference)
-        found.random_values = random_values(pin_seeds(lowered))
-        if found.random_values:
-            (other,) = run_pinned(self.worker, lowered, [found.sets[0].arrays], salt="another").results
-            names = found.outputs[0].keys() | other.outputs.keys()
-            found.drawn = {name for name in names if not _is_same(found.outputs[0].get(name), other.outputs.get(name))}
-
-    def _draws_otherwise(self, candidate: Model) -> bool:
-        """Whether the candidate has random values that the original has not, or not under that name."""
-        if not draws(candidate):
-            return False
-        return not random_values(pin_seeds(self._lowered(candidate))) <= self._measured().random_values
-
-    def _lowered(self, model: Model) -> Model:
-        return self.lower(model) if self.lower is not None else model
-
-    def _run(self, model: Model, sets: Sequence[InputSet], optimization: Optimization = "ORT_DISABLE_ALL") -> SessionRun:
-        return run_pinned(self.worker, self._lowered(model), [input_set.arrays for input_set in sets], optimization)
 
 
 def _selected(noise: Noise, select: Callable[[np.ndarray], np.ndarray]) -> Noise:
@@ -336,33 +254,6 @@ def _selected(noise: Noise, select: Callable[[np.ndarray], np.ndarray]) -> Noise
         return None if moved is None else select(moved)
 
     return selected
-
-
-def _is_same(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    return first is not None and second is not None and compare("", first, second, EXACT).equal
-
-
-def _take(found: _Reference, sets: Sequence[InputSet], results: Sequence[SetResult]) -> None:
-    for input_set, result in zip(sets, results, strict=True):
-        if result.error:
-            found.dropped.append(f"{input_set.name} ({input_set.description}): {first_line(result.error)}")
-        else:
-            found.sets.append(input_set)
-            found.outputs.append(result.outputs)
-
-
-def _expose_nondeterminism(found: _Reference, second: Outputs) -> None:
-    """Note the outputs that a second run on the first set computes differently.
-
-    Those that differ by rounding only (a reduction over threads) are compared as if their pass reassociated; the others
-    cannot be compared at all.
-    """
-    for name, array in found.outputs[0].items():
-        if name not in second:  # a sequence of another length
-            found.nondeterministic.add(name)
-        elif not compare(name, array, second[name], tolerance_for(array.dtype, "exact")).equal:
-            is_noise = compare(name, array, second[name], tolerance_for(array.dtype, "reassociating")).equal
-            (found.jittering if is_noise else found.nondeterministic).add(name)
 
 
 def _is_one_value(name: str, wanted: Sequence[Outputs]) -> bool:
