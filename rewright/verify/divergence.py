@@ -222,7 +222,9 @@ class _Search:
         return any(self._judge(one, wanted[one], got[two]).equal for one, two in places if one in wanted and two in got)
 
     def _is_namesake(self, name: str) -> bool:
-        """Whether two values have one name by chance: another op makes them, in another shape or type."""
+        """Whether two values that differ have one name by chance: another op makes them, in another shape or type."""
+        if self.pairs[name].evidence.equal:
+            return False
         one, two = self.seen[name], self.seen_in_candidate[name]
         has_other_form = one.shape != two.shape or one.dtype != two.dtype
         return has_other_form and _place(self.first.index, name).op != _place(self.second.index, name).op

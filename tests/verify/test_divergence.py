@@ -165,7 +165,8 @@ def test_another_precision_inside_is_no_difference(parse, worker):
     reference = parse("g (float[N, 4] x) => (float[N, 4] y) { a = Sin(x)  b = Tanh(a)  c = Neg(b)  y = Exp(c) }")
     candidate = parse(
         """g (float[N, 4] x) => (float[N, 4] y) {
-            a32 = Sin(x)  a = Cast <to = 10> (a32)  b16 = Tanh(a)  b = Identity(b16)  c16 = Abs(b)  c = Cast <to = 1> (c16)  y = Exp(c)
+            a32 = Sin(x)  a = Cast <to = 10> (a32)  b16 = Tanh(a)  b = Identity(b16)
+            c16 = Abs(b)  c = Cast <to = 1> (c16)  y = Exp(c)
         }"""
     )
     assert names(found(reference, candidate, worker)) == ("c", "b")
