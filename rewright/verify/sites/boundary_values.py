@@ -6,7 +6,7 @@ numbers of many scales a wrong scale, a shifted mask one that was dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from zlib import crc32
@@ -82,6 +82,7 @@ def boundary_sets(
     bounds: Sequence[float] = (),
     added: Mapping[str, np.ndarray] | None = None,
     indices: Mapping[str, tuple[int, int]] | None = None,
+    held: Collection[str] = (),
 ) -> Iterator[BoundarySet]:
     """The captured sets, then those with made-up numbers in place of the free values, then those with other masks.
 
@@ -93,6 +94,7 @@ def boundary_sets(
         bounds: numbers around which the section behaves otherwise, and which the usual made-up numbers do not reach.
         added: constant vectors that the section adds to free values, by the names of these.
         indices: values that pick rows of a table: the first row, and how many there are up to the last.
+        held: names of values that stay as they occurred; masks beside one of them that is a mask stay, too.
     """
     for number, arrays in captured[: _HEAVY_CAPTURED if is_heavy else None]:
         yield BoundarySet(f"captured from input set {number}", arrays, number, True)
@@ -113,6 +115,8 @@ def boundary_sets(
     if picked:
         yield BoundarySet("first and last rows", {**most, **picked}, longest, False)
     masks = [name for name, array in base.items() if name not in floats and _is_mask(array)]
+    if any(name in held for name in masks):
+        masks = []
     for shift in range(1, 2 if is_heavy else 3) if masks else ():
         moved = {name: np.roll(base[name], shift, axis=-1) for name in masks}
         normal = {

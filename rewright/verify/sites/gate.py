@@ -171,6 +171,7 @@ class SiteGate:
                 bounds=sorted(set(bounds)),
                 added=added_vectors(section.old.index, section.old.nodes),
                 indices={name: limits for name, limits in self._index_inputs.items() if name in shared},
+                held=section.held,
             )
         )
 
