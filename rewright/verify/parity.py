@@ -220,7 +220,8 @@ class ParityGate:
             and exactness != "quantizing"
             and (exactness != "exact" or coarse.itemsize == 2)
         ):
-            loose = compare(name, reference, got[name], tolerance_for(coarse, least_exact([exactness, "reassociating"])))
+            rounding = tolerance_for(coarse, least_exact([exactness, "reassociating"]))
+            loose = compare(name, reference, got[name], rounding, noise=self._noise_of(name, input_set))
             if loose.equal:
                 judged, loose.message = loose, f"differs by rounding to {coarse.name}: {judged.message}"
         if not judged.equal and exactness != "exact" and reference.shape == got[name].shape:

@@ -43,3 +43,30 @@ def test_a_shape_that_the_model_gives_must_be_the_same():
     outputs = "float[N, 2, 4] y, int64[3] shape)"
     before, after = (text.replace("float[N, 2, 4] y)", outputs) for text in (SHAPE, SPELLED % "-1, 2, 4"))
     assert check(before, after, "exact").status == "failed"
+
+
+WEIGHTS = (
+    "<float[8, 8] w = {"
+    + ", ".join(str((7 * place) % 11 / 10 - 0.5) for place in range(64))
+    + "}, float[8] c = {1, 2, 3, 4, 5, 6, 7, 8}>"
+)
+PRODUCT = f"""g (float[N, 8] x) => (float[N, 8] y) {WEIGHTS} {{
+    p = MatMul(x, w) q = Add(p, c) s = Add(q, x) m = ReduceMean<axes = [1]>(s) d = Sub(s, m) v = Mul(d, d)
+    e = ReduceMean<axes = [1]>(v) b = Constant<value_float = 1e-12>() f = Add(e, b) r = Sqrt(f) y = Div(d, r) }}"""
+
+
+def test_a_product_with_weights_may_be_any_number_beside_what_it_is_made_of():
+    """Else the sum would keep the variance of the vector that is added, and hide the epsilon."""
+    assert check(PRODUCT, PRODUCT.replace("f = Add(e, b)", "f = Add(b, e)")).status == "passed"
+    assert check(PRODUCT, PRODUCT.replace("1e-12", "1e-11")).status == "failed"
+
+
+TWICE = f"""g (float[N, 8] x) => (float[N, 8] y, float[N, 8] z) {WEIGHTS} {{
+    p = MatMul(x, w) q = MatMul(x, w) a = Sub(x, p) y = Sub(a, q) z = Add(p, c) }}"""
+ONCE = f"""g (float[N, 8] x) => (float[N, 8] y, float[N, 8] z) {WEIGHTS} {{
+    p = MatMul(x, w) a = Sub(x, p) y = Sub(a, p) z = Add(p, c) }}"""
+
+
+def test_a_product_that_is_computed_once_instead_of_twice_is_the_same():
+    assert check(TWICE, ONCE).status == "passed"
+    assert check(TWICE, ONCE.replace("y = Sub(a, p)", "y = Sub(a, x)")).status == "failed"

@@ -160,7 +160,7 @@ def _close(old: Side, new: Side, outputs: tuple[str, ...]) -> None:
     """Takes in nodes, the same in both models, that make an input of nothing but other inputs and constants."""
     for _ in range(_MOST_NODES_CLOSED):
         shared = set(old.inputs).intersection(new.inputs)
-        made = [name for name in shared if _follows(name, shared - {name}, old.index, new.index)]
+        made = [name for name in shared if _follows(name, shared - {name}, old, new.index)]
         if not made:
             return
         last = max(made, key=lambda name: old.index.producer[name])  # the others may be what it is made of
@@ -170,12 +170,24 @@ def _close(old: Side, new: Side, outputs: tuple[str, ...]) -> None:
         new.settle(outputs)
 
 
-def _follows(name: str, others: set[str], before: GraphIndex, after: GraphIndex) -> bool:
-    node, same = before.node_of(name), after.node_of(name)
+def _follows(name: str, others: set[str], old: Side, after: GraphIndex) -> bool:
+    """Whether a node that both models have makes the value of the others.
+
+    What a product gives is as good as independent of what it reads, unless the old part computes the same product.
+    """
+    node, same = old.index.node_of(name), after.node_of(name)
     if node is None or same is None or node.SerializeToString(deterministic=True) != same.SerializeToString(deterministic=True):
         return False
-    read = [value for value in reads(node) if value not in before.constants]
+    if node.op_type in MIXING and not any(_alike(node, inner) for inner in old.nodes):
+        return False
+    read = [value for value in reads(node) if value not in old.index.constants]
     return bool(read) and all(value in others for value in read)
+
+
+def _alike(first: NodeProto, second: NodeProto) -> bool:
+    """Whether two nodes compute the same of the same values."""
+    same = first.op_type == second.op_type and list(first.input) == list(second.input)
+    return same and list(first.attribute) == list(second.attribute)
 
 
 def _upstream_of(names: Iterable[str], models: tuple[GraphIndex, GraphIndex]) -> set[str] | None:
