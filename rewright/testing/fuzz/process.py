@@ -26,7 +26,7 @@ from rewright.testing.fuzz.examination import examine, generate
 from rewright.testing.fuzz.findings import keep, minimize
 from rewright.verify.process import SessionWorker
 
-_BATCH = 50
+_BATCH = 25
 """Graphs from one seed; hypothesis remembers what it has tried, and that grows."""
 
 _STEP = 1_000_003
