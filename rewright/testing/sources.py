@@ -90,6 +90,17 @@ def model_of(source: Source) -> Model:
     return load(source.model())
 
 
+def content(model: Model) -> bytes:
+    """The skeleton with a digest of each weight in the place of where it lies, which differs from run to run."""
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    for tensor in stubs(proto):
+        digest = _digest(model.tensor(tensor).tobytes())
+        del tensor.external_data[:]
+        tensor.external_data.add(key="digest", value=digest)
+    return proto.SerializeToString(deterministic=True)
+
+
 class Seal:
     """Remembers what a source holds, byte for byte, to tell later whether that has changed.
 
