@@ -68,7 +68,10 @@ def static_checks(
     if precision is not None:
         findings += reduced_precision(ranges, _precision(precision), measured)
     findings += saturating(ranges, measured)
-    lacking, notes = unsupported_nodes(ranges, target, dtype)
+    is_storage = precision is not None and precision.startswith("float8")
+    lacking, notes = unsupported_nodes(ranges, target, None if is_storage else dtype)
+    if is_storage:
+        notes.append(f"kernels for {precision}, which is a type for storage: ops compute in a wider one")
     findings = in_order([*findings, *lacking])
     listed = _listed(ranges, measured)
     return StaticEvidence(

@@ -55,6 +55,12 @@ def test_what_a_narrower_type_would_lack():
     assert (found.kind, found.certainty) == ("schema", "certain")
 
 
+def test_a_type_for_storage_is_no_type_to_compute_in():
+    evidence = static_checks(load(parser.parse_model(one_node("Cos"))), "cpu", precision="float8e4m3fn")
+    assert [finding.kind for finding in evidence.findings if finding.kind in ("schema", "kernel")] == []
+    assert "which is a type for storage" in evidence.notes[0]
+
+
 def test_nodes_of_a_kind_are_counted_once():
     (found,) = findings(
         '<ir_version: 9, opset_import: ["": 17]> g (float16[N] x) => (float16[N] y) { a = Erf(x)  b = Erf(a)  y = Erf(b) }'
