@@ -21,7 +21,9 @@ def mutants(
         list[str] | None,
         typer.Argument(metavar="[MODEL]...", help="Exports, or names of built-in models; all of these by default."),
     ] = None,
-    passes: Annotated[str, typer.Option(help="Names of fusion passes, joined by commas; all by default.")] = "",
+    passes: Annotated[
+        str, typer.Option(help="Names of fusion or cleanup passes, joined by commas; all fusions by default.")
+    ] = "",
     verify: Annotated[str, typer.Option(help="The mode whose gates are tested: model or sites.")] = "sites",
     json: Annotated[Path | None, typer.Option(help="Write the table and every trial to this file.", show_default=False)] = None,
     at_least: Annotated[

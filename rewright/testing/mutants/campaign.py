@@ -16,7 +16,7 @@ from rewright.model.load import load
 from rewright.registry.catalog import did_you_mean
 from rewright.run import VerifyMode
 from rewright.testing.mutants.models import EXAMPLES
-from rewright.testing.mutants.subjects import FUSIONS, Subject, subject_for
+from rewright.testing.mutants.subjects import CLEANUPS, FUSIONS, Subject, subject_for
 from rewright.testing.mutants.trials import Trial, trials, unmutated
 
 
@@ -100,7 +100,7 @@ def run_campaign(
     """Tries the mutants of the passes on the models.
 
     Args:
-        passes: their names; all fusions by default.
+        passes: their names, those of cleanup passes included; all fusions by default.
         models: paths of exports, or names in ``EXAMPLES``; all of these by default. An example is used for the passes that it
             was made for, an export for every pass.
         verify: the gates; see ``rewright.Chain.run``.
@@ -110,10 +110,10 @@ def run_campaign(
         UsageError: there is no such pass, model or example.
         ModelError: a model cannot be read.
     """
-    wanted = tuple(passes) or FUSIONS
+    wanted, known = tuple(passes) or FUSIONS, (*FUSIONS, *CLEANUPS)
     for name in wanted:
-        if name not in FUSIONS:
-            raise UsageError(f"'{name}' is no fusion pass.", did_you_mean(name, FUSIONS) or f"They are {', '.join(FUSIONS)}.")
+        if name not in known:
+            raise UsageError(f"there are no mutants of '{name}'.", did_you_mean(name, known) or f"Of these: {', '.join(known)}.")
     campaign = Campaign(verify=verify)
     began = time.perf_counter()
     for subject in _subjects(wanted, [str(model) for model in models] or list(EXAMPLES)):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import ModelProto
 
 from rewright.api import Chain
 from rewright.model.carrier import Model, all_graphs
@@ -19,7 +19,9 @@ from rewright.passes.session import PassSession
 from rewright.registry.catalog import default_catalog
 from rewright.registry.options import configure
 from rewright.registry.ordering import solve
+from rewright.testing.mutants.cleanups import cleanup_mutants
 from rewright.testing.mutants.faults import Fault, faults_of
+from rewright.testing.mutants.mutant import Mutant
 from rewright.testing.mutants.spots import Shape, Spot
 
 FUSIONS: Final = (
@@ -29,34 +31,18 @@ FUSIONS: Final = (
 )
 """The passes that put a fused op in the place of others."""
 
+CLEANUPS: Final = ("constant-folding", "identity-elimination", "shape-simplification", "common-subexpression", "dead-code")
+"""The passes that leave the same numbers to fewer nodes."""
+
+_BEFORE_CLEANUPS: Final = {
+    "constant-folding": "inline-functions",
+    "dead-code": "inline-functions, constant-folding, identity-elimination, shape-simplification, layer-norm, gelu",
+}
+
 _PROMISED: Final[Mapping[str, tuple[str, Target]]] = {"gemm-fast-gelu": ("com.microsoft::GemmFastGelu", "cuda")}
 """Ops that no target has a kernel for today, and the target that is taken to have one. They run through their contract's body."""
 
 _EXACT_INSTEAD: Final = "that is the function itself, which the pass may approximate"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault of a pass: at one of its sites, or at all that have it.
-
-    Attributes:
-        fault: what is broken.
-        sites: the ids of the sites.
-        where: "one site" or "all sites".
-        op: the op that is broken, as "com.microsoft::Attention".
-        equivalent: why it cannot show, or empty.
-    """
-
-    fault: Fault
-    sites: frozenset[str]
-    where: str
-    op: str
-    equivalent: str = ""
-
-    @property
-    def name(self) -> str:
-        """What is broken, and where."""
-        return f"{self.op}: {self.fault.name}, {self.where}"
 
 
 @dataclass(frozen=True)
@@ -102,19 +88,40 @@ class Subject:
 
     def mutants(self) -> list[Mutant]:
         """Every fault at one site, the middle one of those that have it, and at all of them."""
+        if self.step.name in CLEANUPS:
+            return cleanup_mutants(self.step.name, self.before, self.after)
         offered: dict[tuple[str, str, str], tuple[Fault, list[str]]] = {}
         for site in self.sites:
-            for spot in self._spots(self.after.proto, site):
+            for spot in self._spots(self.after, site):
                 for fault in faults_of(spot):
                     reason = fault.equivalent or self._exact_instead(spot, fault)
                     offered.setdefault((spot.op, fault.name, reason), (fault, []))[1].append(site.id)
         found = []
-        for (op, _, reason), (fault, ids) in offered.items():
+        for (op, name, reason), (fault, ids) in offered.items():
             distinct = list(dict.fromkeys(ids))
-            found.append(Mutant(fault, frozenset({distinct[len(distinct) // 2]}), "one site", op, reason))
-            if len(distinct) > 1:
-                found.append(Mutant(fault, frozenset(distinct), "all sites", op, reason))
+            places = {"one site": {distinct[len(distinct) // 2]}, "all sites": set(distinct)}
+            for where, sites in places.items():
+                if where == "one site" or len(sites) > 1:
+                    change = partial(self._break, op, name, frozenset(sites))
+                    found.append(Mutant(fault.kind, name, where, op, change, reason))
         return found
+
+    def broken(self, mutant: Mutant) -> Model:
+        """The pass's result with the fault in it."""
+        proto = ModelProto()
+        proto.CopyFrom(self.after.proto)
+        copy = self.after.with_proto(proto)
+        mutant.change(copy)
+        return copy
+
+    def _break(self, op: str, name: str, sites: frozenset[str], model: Model) -> None:
+        for site in self.sites:
+            if site.id in sites:
+                for spot in self._spots(model, site):
+                    same = [fault for fault in faults_of(spot) if spot.op == op and fault.name == name]
+                    if same:
+                        same[0].change(spot)
+                        break
 
     def _exact_instead(self, spot: Spot, fault: Fault) -> str:
         """Why a fault of an approximating pass is none: it gives back what the pass replaced."""
@@ -122,31 +129,25 @@ class Subject:
         exact = "taken for BiasGelu" if biased else "taken for Gelu"
         return _EXACT_INSTEAD if self.step.exactness == "approximate" and fault.name == exact else ""
 
-    def broken(self, mutant: Mutant) -> Model:
-        """The pass's result with the fault in it."""
-        proto = ModelProto()
-        proto.CopyFrom(self.after.proto)
-        copy = self.after.with_proto(proto)
-        for site in self.sites:
-            if site.id in mutant.sites:
-                for spot in self._spots(proto, site, copy):
-                    same = [fault for fault in faults_of(spot) if spot.op == mutant.op and fault.name == mutant.fault.name]
-                    if same:
-                        same[0].change(spot)
-                        break
-        return copy
-
-    def _spots(self, proto: ModelProto, site: Site, model: Model | None = None) -> Iterator[Spot]:
-        for graph, node in _added(proto, site):
-            yield Spot(model or self.after, graph, node, self._applied[2])
+    def _spots(self, model: Model, site: Site) -> Iterator[Spot]:
+        names = set(site.added)
+        for graph in all_graphs(model.proto):
+            for node in graph.node:
+                if node.name in names:
+                    yield Spot(model, graph, node, self._applied[2])
 
 
 def subject_for(name: str, model: Model, label: str, options: Mapping[str, object] | None = None) -> Subject:
     """The pass on the model as its predecessors leave it: the cleanup of O1, then what the pass asks to follow.
 
+    A cleanup pass is preceded by little, so that something is left for it.
+
     Raises:
         UsageError: there is no such pass.
     """
+    if name in CLEANUPS:
+        prepared = Chain(_BEFORE_CLEANUPS.get(name, "inline-functions, constant-folding")).run(model, verify="off").model
+        return Subject(configure(default_catalog().get(name), {}), label, prepared)
     catalog = default_catalog()
     earlier: dict[str, None] = {}
     pending = list(catalog.get(name).after)
@@ -176,8 +177,3 @@ def promised_kernel(name: str) -> Iterator[None]:
         yield
     finally:
         CONTRACTS[op] = contract
-
-
-def _added(proto: ModelProto, site: Site) -> list[tuple[GraphProto, NodeProto]]:
-    names = set(site.added)
-    return [(graph, node) for graph in all_graphs(proto) for node in graph.node if node.name in names]

@@ -13,7 +13,8 @@ from rewright.passes.contract import Pass
 from rewright.passes.session import PassSession
 from rewright.report.model import PassReport
 from rewright.run import FailurePolicy, RunOptions, VerifyMode, run_passes
-from rewright.testing.mutants.subjects import Mutant, Subject, promised_kernel
+from rewright.testing.mutants.mutant import Mutant
+from rewright.testing.mutants.subjects import Subject, promised_kernel
 
 Gate = Literal["self", "structure", "interface", "kernels", "parity", "sites", "crash", "none"]
 """Who caught it; "self" is the comparison of what the pass reports with what it changed."""
@@ -119,8 +120,8 @@ def _trial(subject: Subject, mutant: Mutant, record: PassReport) -> Trial:
         step=subject.step.name,
         model=subject.label,
         op=mutant.op,
-        kind=mutant.fault.kind,
-        fault=mutant.fault.name,
+        kind=mutant.kind,
+        fault=mutant.fault,
         where=mutant.where,
         equivalent=mutant.equivalent,
         caught=caught,
