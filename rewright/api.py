@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -10,7 +10,7 @@ from typing import Any, Self, get_args
 from onnx import ModelProto
 
 from rewright.model.carrier import Model
-from rewright.model.errors import UsageError
+from rewright.model.errors import PluginError, UsageError
 from rewright.model.load import load
 from rewright.passes.contract import Backend, Target
 from rewright.registry import chain as registry_chain
@@ -29,9 +29,10 @@ from rewright.run import (
     run_passes,
 )
 from rewright.verify.input_files import load_input_sets
+from rewright.verify.inputs import InputSet
 
 Source = str | PathLike[str] | ModelProto | Model
-Inputs = str | PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Inputs = str | PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
 
 class Chain(registry_chain.Chain):
@@ -62,8 +63,8 @@ class Chain(registry_chain.Chain):
                 values) or "strict".
             on_failure: "rollback" undoes what is wrong of a pass and goes on; "skip" undoes the whole pass; "raise" raises
                 GateError. The option ``on_failure`` of a pass outranks it.
-            inputs: what parity runs on: an .npz file, a folder, arrays by input name, or a sequence of such; by default
-                inputs are made from the model.
+            inputs: what parity runs on: an .npz file, a folder, arrays by input name, or any iterable of such; by default what
+                a plugin offers for this model, else inputs are made from the model.
             seed: of the made inputs.
             reproducers: folder that gets one reproducer for each failure.
             progress: called with (what, done, total) before each pass.
@@ -81,7 +82,7 @@ class Chain(registry_chain.Chain):
             target=target,
             verify=verify,
             on_failure=on_failure,
-            input_sets=None if inputs is None else load_input_sets(loaded, inputs),
+            input_sets=_input_sets(self.catalog, loaded, inputs, verify),
             seed=seed,
             reproducers=None if reproducers is None else Path(reproducers),
             progress=progress,
@@ -189,6 +190,20 @@ def reproduce(folder: str | PathLike[str], *, catalog: Catalog | None = None) ->
         inputs=found.inputs,
     )
     return found, result
+
+
+def _input_sets(catalog: Catalog, model: Model, inputs: Inputs | None, verify: VerifyMode) -> list[InputSet] | None:
+    """What the caller gives, else what a plugin offers, else None; nobody is asked where nothing is run."""
+    if inputs is not None:
+        return load_input_sets(model, inputs)
+    offered = None if verify in ("off", "structure") else catalog.input_sets(model)
+    if offered is None:
+        return None
+    source, plugin = offered
+    try:
+        return load_input_sets(model, source, origin="plugin", by=plugin.label)
+    except UsageError as error:
+        raise PluginError(f"{plugin.label}: rewright_input_sets: {error.message}", error.hint) from error
 
 
 def _runnable(chain: str | registry_chain.Chain) -> Chain:

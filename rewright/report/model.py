@@ -12,6 +12,7 @@ from rewright.verify.interface import InterfaceEvidence
 from rewright.verify.kernels import KernelEvidence
 from rewright.verify.mutation import MutationEvidence
 from rewright.verify.parity import ParityEvidence
+from rewright.verify.probes import ProbeEvidence
 from rewright.verify.sites.evidence import SiteParityEvidence
 from rewright.verify.structure import StructureEvidence
 
@@ -144,7 +145,8 @@ class Report(_Record):
     """The record of one run.
 
     ``parity`` is the last comparison of the result with the original. ``verdict`` is "passed" only if that comparison was
-    made, was not vacuous, and the gate noticed the faults of the mutation self-test. ``fates`` is filled by ``explain``.
+    made, was not vacuous, the gate noticed the faults of the mutation self-test, and the result holds what the original holds
+    of ``probes``. ``fates`` is filled by ``explain``.
     """
 
     schema_version: Literal[1] = 1
@@ -159,6 +161,7 @@ class Report(_Record):
     fates: list[Fate] = Field(default_factory=list)
     parity: ParityEvidence | None = None
     mutation: MutationEvidence | None = None
+    probes: list[ProbeEvidence] = Field(default_factory=list)
     quantization: dict[str, Any] | None = None
     warnings: list[str] = Field(default_factory=list)
     seconds: float = 0.0

@@ -194,6 +194,20 @@ def expected_sentences(parity: ParityEvidence | None) -> list[str]:
     return [reproduced, *(f"{each.output} of {each.input_set}: {each.message}" for each in missed)]
 
 
+def probe_sentences(report: Report) -> list[str]:
+    """What the probes showed: those that both models hold, each that was broken, those that the original does not hold."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for probe in report.probes:
+        if probe.name not in names[probe.status]:
+            names[probe.status].append(probe.name)
+    broken = [each for each in report.probes if each.status == "broken"]
+    return [
+        *([f"held: {', '.join(names['held'])}"] if names["held"] else []),
+        *(f"broken: {each.name} ({each.subject}): {each.reason}" for each in broken),
+        *([f"not held by the original: {', '.join(names['not-held'])}"] if names["not-held"] else []),
+    ]
+
+
 def output_note(output: OutputEvidence) -> str:
     """Why agreement on an output needs a word more, or the empty string."""
     if output.vacuous:

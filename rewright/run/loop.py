@@ -34,10 +34,12 @@ from rewright.report.model import (
 )
 from rewright.run.gates import Gates
 from rewright.run.options import PARITY_MODES, SITE_MODES, GateError, RunOptions, RunResult
+from rewright.run.probing import broken_probe, probe
 from rewright.run.reducing import leave_reproducer
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, make_input_sets
 from rewright.verify.mutation import self_test
 from rewright.verify.parity import ParityEvidence, ParityGate
+from rewright.verify.probes import ProbeEvidence
 from rewright.verify.process import SessionError, SessionWorker, first_line
 from rewright.verify.sites.gate import SiteGate
 from rewright.verify.tolerance import least_exact
@@ -272,6 +274,7 @@ class _Run:
     def _finish(self) -> RunResult:
         """The last gates, on the result as a whole."""
         mutation, reason = None, ""
+        probes: list[ProbeEvidence] = []
         rolled_back = [record.name for record in self.records if record.status in ("failed", "rolled-back") or record.undone]
         verdict: Verdict = "unverified"
         if self.gate is None:
@@ -283,8 +286,10 @@ class _Run:
             if self.options.verify == "strict" and self.last_parity.status == "passed":
                 self.last_parity = self._under_ort_optimizations()
             if self.last_parity.status == "passed":
-                mutation = self_test(self.original, self.gate)
-                if mutation.status == "failed" and not mutation.noticed:
+                mutation, probes = self_test(self.original, self.gate), probe(self.gate, self.current)
+                if broken := broken_probe(probes):
+                    verdict, reason = "failed", broken
+                elif mutation.status == "failed" and not mutation.noticed:
                     reason = mutation.reason
                 else:
                     verdict = "passed-with-rollbacks" if rolled_back else "passed"
@@ -294,7 +299,7 @@ class _Run:
                 what = "could not be run" if self.last_parity.status == "not-run" else "is vacuous"
                 reason = f"parity {what}: {self.last_parity.reason}"
         report = self._report(verdict, reason)
-        report.mutation = mutation
+        report.mutation, report.probes = mutation, probes
         return RunResult(self.current, report)
 
     def _load_problem(self) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rewright.report.explanation import show_explanation
 from rewright.report.terminal import show
 from rewright.verify.expectations import ExpectationEvidence
+from rewright.verify.probes import ProbeEvidence
 
 
 def rendered(report, width: int = 80, encoding: str = "utf-8") -> str:
@@ -96,6 +97,21 @@ def test_agreement_by_noise_alone_is_told(report):
     assert "rounding noise" not in rendered(report, 120)
     report.parity.outputs[0].noise = 3e-5
     assert "(within the rounding noise of the original)" in " ".join(rendered(report, 120).split())
+
+
+def test_probes(report):
+    assert "probes" not in rendered(report, 120)
+    report.probes = [
+        ProbeEvidence(name="causality", subject="ids", status="held"),
+        ProbeEvidence(name="batch", subject="ids", status="not-held"),
+        ProbeEvidence(name="padding", subject="mask", status="broken", reason="'y' moves by 0.5"),
+        ProbeEvidence(name="cached-steps", status="not-run", reason="no cache"),
+    ]
+    text = rendered(report, 120)
+    assert "probes     held: causality" in text
+    assert "broken: padding (mask): 'y' moves by 0.5" in text
+    assert "not held by the original: batch" in text
+    assert "cached-steps" not in text
 
 
 def test_names_cannot_drive_the_terminal(report):
