@@ -76,8 +76,8 @@ class Campaign(BaseModel):
     def table(self) -> Table:
         """The rows, for a terminal."""
         table = Table(title=f"mutants caught at --verify {self.verify}")
-        table.add_column("pass", style="bold")
-        for heading in ("models", "mutants", "caught", "share", "equivalent"):
+        table.add_column("pass", style="bold", no_wrap=True)
+        for heading in ("models", "mutants", "caught", "share", "cannot show"):
             table.add_column(heading, justify="right")
         table.add_column("by gate")
         for row in self.rows:
