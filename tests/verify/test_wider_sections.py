@@ -28,6 +28,20 @@ def test_a_value_that_is_kept_is_made_of_what_it_is_read_with():
     assert check(*maximum).status == "failed"  # now the one that is kept is another one
 
 
+PERMUTED = """g (float[N, 4, 8] x, float[4, 8] w) => (float[N, 4, 2] y, float[8, N, 4] z)
+    <int64[1] a = {0}, int64[1] b = {2}, int64[1] one = {1}> {
+    t = Transpose<perm = [2, 0, 1]>(x) s = Slice(t, a, b, a) y = Transpose<perm = [1, 2, 0]>(s)
+    v = Transpose<perm = [1, 0]>(w) u = Unsqueeze(v, one) z = Mul(t, u) }"""
+OTHERWISE = PERMUTED.replace("s = Slice(t, a, b, a)", "c = Identity(a) s = Slice(t, c, b, a)").replace(
+    "v = Transpose<perm = [1, 0]>(w) u = Unsqueeze(v, one) z = Mul(t, u)", "m = Mul(x, w) z = Transpose<perm = [2, 0, 1]>(m)"
+)
+
+
+def test_a_value_that_one_side_reads_makes_another_that_both_read():
+    assert check(PERMUTED, OTHERWISE).status == "passed"
+    assert check(PERMUTED, OTHERWISE.replace("Mul(x, w)", "Sub(x, w)")).status == "failed"
+
+
 SHAPE = """g (float[N, 8] x) => (float[N, 2, 4] y) <int64[2] tail = {2, 4}, int64[1] first = {0}> {
     s = Shape(x) n = Gather(s, first) shape = Concat<axis = 0>(n, tail) y = Reshape(x, shape) }"""
 SPELLED = "g (float[N, 8] x) => (float[N, 2, 4] y) { shape = Constant<value = int64[3] {%s}>() y = Reshape(x, shape) }"

@@ -159,8 +159,8 @@ def _grow(old: Side, new: Side, outputs: tuple[str, ...]) -> list[str]:
 def _close(old: Side, new: Side, outputs: tuple[str, ...]) -> None:
     """Takes in nodes, the same in both models, that make an input of nothing but other inputs and constants."""
     for _ in range(_MOST_NODES_CLOSED):
-        shared = set(old.inputs).intersection(new.inputs)
-        made = [name for name in shared if _follows(name, shared - {name}, old, new.index)]
+        boundary = {*old.inputs, *new.inputs}
+        made = [name for name in boundary if _follows(name, boundary - {name}, old, new.index)]
         if not made:
             return
         last = max(made, key=lambda name: old.index.producer[name])  # the others may be what it is made of
