@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, get_args
 
 import numpy as np
+from onnx import ModelProto
 
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
+from rewright.model.load import load
 from rewright.passes.contract import Target
 from rewright.verify.inputs import InputSet
 from rewright.verify.process import SessionWorker
@@ -22,8 +25,11 @@ from rewright.verify.static.saturation import saturating
 from rewright.verify.static.support import unsupported_nodes
 
 
+Source = str | PathLike[str] | ModelProto | Model
+
+
 def static_checks(
-    model: Model,
+    model: Source,
     target: str = "cpu",
     *,
     precision: str | None = None,
@@ -45,7 +51,7 @@ def static_checks(
     Linear in nodes and in the bytes of the weights, which are read once.
 
     Args:
-        model: any model.
+        model: a path, a ModelProto or a Model; not modified.
         target: "cpu", "cuda", "dml" or "portable".
         precision: "float16", "bfloat16", "float8e4m3fn" or "float8e5m2"; None checks no type but those of the model.
         input_sets: what to measure on.
@@ -56,9 +62,11 @@ def static_checks(
         worker: runs the model; by default one of its own.
 
     Raises:
+        ModelError: the model cannot be read.
         UsageError: target, precision or a bound is none.
     """
     dtype = _checked(target, precision)
+    model = load(model)
     assumed = assumed_bounds(model) if assume_roles else {}
     given = {name: (Interval(*pair), "given") for name, pair in _checked_bounds(model, bounds or {}).items()}
     assumed = {**assumed, **given}
