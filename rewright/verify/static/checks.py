@@ -24,7 +24,6 @@ from rewright.verify.static.ranges import MOST_WEIGHT_BYTES, Ranges
 from rewright.verify.static.saturation import saturating
 from rewright.verify.static.support import unsupported_nodes
 
-
 Source = str | PathLike[str] | ModelProto | Model
 
 
