@@ -49,7 +49,9 @@ def probe_cached_steps(
     chosen = sets[0]
     subject = listed([pair.past for pair in pairs])
     evidence = ProbeEvidence(name=_NAME, subject=subject, status="not-run")
-    wanted_feed, got_feed = dict(chosen.arrays), dict(chosen.arrays)
+    # Both branches of a merged decoder are compared elsewhere; here the one that reads the cache is meant.
+    flags = {role.name: np.ones_like(chosen.arrays[role.name]) for role in roles if role.kind == "flag"}
+    wanted_feed, got_feed = {**chosen.arrays, **flags}, {**chosen.arrays, **flags}
     worst = 0.0
     for step in range(STEPS):
         wanted = _run(original, wanted_feed, bench)
@@ -137,8 +139,6 @@ def next_feed(
             fed[role.name] = _grown_mask(role, array, lengths, following)
         elif role.kind == "position":
             fed[role.name] = _grown_positions(role, array, following.new)
-        elif role.kind == "flag":
-            fed[role.name] = np.ones_like(array)
         elif role.kind in ("index", "integer", "float") and _has_new_length(role, array, length_name, lengths):
             fed[role.name] = _new_tokens(role, array, following.new, step)
         else:

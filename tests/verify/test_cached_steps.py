@@ -119,6 +119,30 @@ def test_made_inputs_do_as_well(parse, worker):
     }
 
 
+MERGED = """g (float[batch, seq, 2] x, float[batch, past, 2] past_key, bool[1] use_cache_branch)
+    => (float[batch, seq, 2] y, float[batch, total, 2] present_key) <int64[1] length = {1}> {
+        present_key = If(use_cache_branch) <
+            then_branch = reads () => (float[batch, longer, 2] all) { all = Concat<axis = 1>(past_key, x) },
+            else_branch = begins () => (float[batch, seq, 2] new) { new = Identity(x) }
+        >
+        pooled = ReduceSum<keepdims = 1>(present_key, length) y = Add(x, pooled)
+    }"""
+
+
+def test_a_merged_decoder_reads_its_cache_in_every_step(probe):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.standard_normal((2, 3, 2)).astype(np.float32),
+        "past_key": rng.standard_normal((2, 4, 2)).astype(np.float32),
+        "use_cache_branch": np.array([False]),
+    }
+    sets = [InputSet("begins", arrays)]
+    assert probe(MERGED, MERGED, sets).status == "held"
+    wrong = probe(MERGED, MERGED.replace("Concat<axis = 1>(past_key, x)", "Concat<axis = 1>(x, past_key)"), sets)
+    assert wrong.status == "broken"
+    assert wrong.reason.startswith("step 1: output 'present_key'")
+
+
 def test_a_model_without_a_cache_has_no_steps(probe):
     text = "g (float[B, 4] x) => (float[B, 4] y) { y = Relu(x) }"
     assert probe(text, text, [InputSet("mine", {"x": np.ones((2, 4), np.float32)})]) is None
