@@ -127,7 +127,7 @@ class PassConformance:
         problems = []
         if not configured.name:
             problems.append("it has no name")
-        if not type(configured).summary() or "__doc__" not in vars(type(configured)):
+        if not type(configured).summary():
             problems.append("it has no docstring, whose first line is what `rewright passes` shows")
         if configured.exactness not in get_args(Exactness):
             problems.append(f"its exactness is '{configured.exactness}'")

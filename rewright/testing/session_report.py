@@ -11,7 +11,7 @@ from typing import Any
 
 from rewright.report import wording
 from rewright.report.files import PAGE_SUFFIXES
-from rewright.report.model import Report
+from rewright.report.model import PassReport, Report
 
 Check = Mapping[str, Any]
 """``test`` (pytest's id), ``asked`` (chain text), ``problems`` (texts), ``report`` (the run's JSON form)."""
@@ -52,4 +52,10 @@ def page(checks: Sequence[Check]) -> str:
     )
     environment.filters["printable"] = wording.printable
     rows = [{**check, "report": Report.model_validate(check["report"])} for check in checks]
-    return environment.get_template("session.html").render(checks=rows, wording=wording)
+    return environment.get_template("session.html").render(checks=rows, wording=wording, site_error=_site_error)
+
+
+def _site_error(record: PassReport) -> float | None:
+    """The largest difference that was measured at one of the pass's sites; None where none was run by itself."""
+    regions = record.site_parity.regions if record.site_parity is not None else []
+    return max((region.max_abs for region in regions if region.max_abs is not None), default=None)

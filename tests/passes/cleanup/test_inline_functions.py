@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import parser
 
-from rewright.api import Chain
-from rewright.model.load import load
 from rewright.passes.cleanup.inline_functions import InlineFunctions
-from rewright.passes.session import PassSession
-from rewright.registry.catalog import Catalog
+from rewright.testing import check_pass, refuses
 
 NESTED = """
     <ir_version: 9, opset_import: ["" : 17, "local" : 1]>
@@ -19,48 +15,26 @@ NESTED = """
 """
 
 
-def apply(text: str) -> PassSession:
-    session = PassSession(InlineFunctions(), load(parser.parse_model(text)))
-    session.current.apply(session)
-    return session
-
-
 def test_nested_functions_are_inlined_with_their_attributes() -> None:
-    session = apply(NESTED)
-    assert session.result is not None
-    assert not session.result.proto.functions
-    nodes = session.result.proto.graph.node
+    result = check_pass(InlineFunctions, NESTED)
+    assert not result.model.proto.functions
+    nodes = result.model.proto.graph.node
     assert [node.op_type for node in nodes] == ["LeakyRelu", "LeakyRelu", "Add"]
     np.testing.assert_allclose([node.attribute[0].f for node in nodes[:2]], [0.25, 0.5])
     assert all(("rewright.pass", "inline-functions") in [(p.key, p.value) for p in node.metadata_props] for node in nodes)
-
-
-def test_the_numbers_stay_bit_equal() -> None:
-    report = Chain([InlineFunctions()], catalog=Catalog([])).run(parser.parse_model(NESTED)).report
-    assert report.verdict == "passed"
-    assert report.passes[0].parity is not None
-    assert report.passes[0].parity.outputs[0].max_abs == 0
-
-
-def test_a_second_run_changes_nothing() -> None:
-    first = apply(NESTED)
-    assert first.result is not None
-    again = PassSession(InlineFunctions(), first.result)
-    again.current.apply(again)
-    assert again.result is first.result
-    assert not again.sites
+    assert result.report.passes[0].parity is not None
+    assert result.report.passes[0].parity.outputs[0].max_abs == 0
 
 
 def test_a_function_of_another_opset_stays_with_a_reason() -> None:
-    session = apply("""
+    text = """
         <ir_version: 9, opset_import: ["" : 17, "local" : 1]> g (float[N, 4] x) => (float[N, 4] y) { y = local.old (x) }
-        <domain: "local", opset_import: ["" : 13]> old (v) => (w) { w = Relu (v) }""")
-    assert session.result is session.model
-    assert [item.reason for item in session.rejections] == ["the function old follows ai.onnx 13, which the model does not"]
+        <domain: "local", opset_import: ["" : 13]> old (v) => (w) { w = Relu (v) }"""
+    refuses(InlineFunctions, text, "^the function old follows ai.onnx 13, which the model does not$")
 
 
 def test_a_call_inside_a_body_is_inlined() -> None:
-    session = apply("""
+    text = """
         <ir_version: 9, opset_import: ["" : 17, "local" : 1]>
         g (float[N, 4] x, bool c) => (float[N, 4] y) {
             y = If (c) <
@@ -68,6 +42,6 @@ def test_a_call_inside_a_body_is_inlined() -> None:
                 else_branch = e () => (float[N, 4] q) { q = Neg (x) }
             >
         }
-        <domain: "local", opset_import: ["" : 17]> double (v) => (w) { w = Add (v, v) }""")
-    assert session.result is not None
-    assert session.result.op_counts() == {"ai.onnx::Add": 1, "ai.onnx::If": 1, "ai.onnx::Neg": 1}
+        <domain: "local", opset_import: ["" : 17]> double (v) => (w) { w = Add (v, v) }"""
+    result = check_pass(InlineFunctions, text)
+    assert result.model.op_counts() == {"ai.onnx::Add": 1, "ai.onnx::If": 1, "ai.onnx::Neg": 1}
