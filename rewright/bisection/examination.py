@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from rewright.bisection.record import Change, Culprit, Kind, Trial
@@ -21,7 +21,8 @@ from rewright.verify.interface import check_interface
 from rewright.verify.models import where_it_begins
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.search import minimal_failing_set
-from rewright.verify.sites.gate import SiteCheck
+from rewright.verify.sites.evidence import RegionEvidence
+from rewright.verify.sites.gate import SiteCheck, SiteGate
 from rewright.verify.structure import check_structure
 
 _MOST_TRIALS: Final = 96
@@ -39,12 +40,14 @@ class Examination:
         applied: the pass, and the models before and after it.
         promise: the least exact promise that the model after it is held to.
         trials: gets each comparison.
+        sites: runs changes alone, and so finds more that is wrong; None where that was not asked for.
     """
 
     gate: ParityGate
     applied: Applied
     promise: Exactness
     trials: list[Trial]
+    sites: SiteGate | None = None
 
     def culprit(self, before: ParityEvidence | None, after: ParityEvidence | None) -> Culprit:
         """The record of the pass, whose models compared like this."""
@@ -72,36 +75,24 @@ class Examination:
         """Finds the changes that are wrong; returns the model before the pass with these alone if that fails, or the whole."""
         before, after = GraphIndex(self.applied.before), GraphIndex(self._after())
         parts = regions(before, after, claimed(self.applied.sites))
+        blamed: dict[int, RegionEvidence] = {}
+        if self.sites is not None and self.applied.kind is None:
+            check = self.sites.check(self.applied.before, self._after(), claimed(self.applied.sites), self.applied.step.exactness)
+            before, after, parts = check.before, check.after, [checked.region for checked in check.regions]
+            failed = (checked.evidence.status == "failed" for checked in check.regions)
+            blamed = {number: check.regions[number].evidence for number, is_wrong in enumerate(failed) if is_wrong}
+        trials = _Trials(self, before, after, parts)
+        undone = trials.search(frozenset(blamed))
         found.changes = len(parts)
-        everything = frozenset(range(len(parts)))
-        undone = everything
-        if len(parts) > 1:
-            undone = minimal_failing_set(len(parts), lambda kept: self._fails(before, after, parts, kept), _MOST_TRIALS)
-        found.undo = [_change(parts[number]) for number in sorted(undone)]
-        if undone == everything:
+        found.undo = [_change(parts[number], blamed.get(number)) for number in sorted(undone)]
+        rest = [part for number, part in enumerate(parts) if number not in undone]
+        if not rest:
             return self._after()
-        alone = mixture(before, after, [parts[number] for number in sorted(everything - undone)])
-        found.is_enough = alone is not None and self._fails(before, after, parts, undone)
-        return alone if found.is_enough else self._after()
+        found.is_enough = trials.fails(undone)
+        return mixture(before, after, rest) if found.is_enough else self._after()
 
-    def _fails(self, before: GraphIndex, after: GraphIndex, parts: Sequence[Region], kept: frozenset[int]) -> bool:
-        """Whether the model is wrong with only these changes."""
-        left_out = [part for number, part in enumerate(parts) if number not in kept]
-        named = [part.label for part in left_out[: _NAMED + (len(left_out) == _NAMED + 1)]]
-        if len(left_out) > len(named):
-            named.append(f"{len(left_out) - len(named)} more")
-        what = f"without {', '.join(named)}" if named else "all of them"
-        place, total = self.applied.index, len(parts)
-        trial = Trial(step="sites", culprit=place, applied=len(kept), total=total, what=what, status="unusable")
-        self.trials.append(trial)
-        model = mixture(before, after, left_out)
-        trial.reason = "the rest cannot do without them" if model is None else self._static_problem(model)
-        if model is None or trial.reason:
-            return True
-        fill_in(trial, self.gate.check(model, self.promise, is_trial=True))
-        return trial.status == "failed"
-
-    def _static_problem(self, model: Model) -> str:
+    def static_problem(self, model: Model) -> str:
+        """Why the model cannot be run in the place of the one before the pass, or an empty string."""
         structure = check_structure(self.applied.before, model)
         if structure.status == "failed":
             return structure.reason
@@ -128,9 +119,7 @@ def site_culprit(applied: Applied, check: SiteCheck) -> Culprit:
     found.changes = len(check.regions)
     for checked in check.regions:
         if checked.evidence.status == "failed":
-            change = _change(checked.region)
-            change.evidence = checked.evidence
-            found.undo.append(change)
+            found.undo.append(_change(checked.region, checked.evidence))
     return found
 
 
@@ -138,6 +127,50 @@ def _record(applied: Applied, kind: Kind, reason: str) -> Culprit:
     step = applied.step
     chain = format_pass(step.name, chosen_options(step))
     return Culprit(index=applied.index, name=step.name, chain=chain, kind=kind, reason=reason)
+
+
+@dataclass
+class _Trials:
+    """The model before a pass with some of the pass's changes."""
+
+    examination: Examination
+    before: GraphIndex
+    after: GraphIndex
+    parts: Sequence[Region]
+    known: dict[frozenset[int], bool] = field(default_factory=dict)
+
+    def search(self, blamed: frozenset[int]) -> frozenset[int]:
+        """The fewest changes that have to be undone, ``blamed`` being wrong already."""
+        everything = frozenset(range(len(self.parts)))
+        free = sorted(everything - blamed)
+        if not free or (blamed and not self.fails(everything - blamed)):
+            return blamed
+        if len(self.parts) == 1:
+            return everything
+        chosen = minimal_failing_set(len(free), lambda kept: self.fails(frozenset(free[place] for place in kept)), _MOST_TRIALS)
+        return blamed.union(free[place] for place in chosen)
+
+    def fails(self, kept: frozenset[int]) -> bool:
+        """Whether the model is wrong with only these changes."""
+        if kept not in self.known:
+            self.known[kept] = self._fails(kept)
+        return self.known[kept]
+
+    def _fails(self, kept: frozenset[int]) -> bool:
+        left_out = [part for number, part in enumerate(self.parts) if number not in kept]
+        named = [part.label for part in left_out[: _NAMED + (len(left_out) == _NAMED + 1)]]
+        if len(left_out) > len(named):
+            named.append(f"{len(left_out) - len(named)} more")
+        what = f"without {', '.join(named)}" if named else "all of them"
+        place, total = self.examination.applied.index, len(self.parts)
+        trial = Trial(step="sites", culprit=place, applied=len(kept), total=total, what=what, status="unusable")
+        self.examination.trials.append(trial)
+        model = mixture(self.before, self.after, left_out)
+        trial.reason = "the rest cannot do without them" if model is None else self.examination.static_problem(model)
+        if model is None or trial.reason:
+            return True
+        fill_in(trial, self.examination.gate.check(model, self.examination.promise, is_trial=True))
+        return trial.status == "failed"
 
 
 def fill_in(trial: Trial, evidence: ParityEvidence) -> None:
@@ -150,10 +183,11 @@ def fill_in(trial: Trial, evidence: ParityEvidence) -> None:
         trial.rtol = output.rtol
 
 
-def _change(region: Region) -> Change:
+def _change(region: Region, evidence: RegionEvidence | None = None) -> Change:
     return Change(
         sites=list(region.sites),
         at=region.label,
         removed=[f"{node.op_type} {node.name}".strip() for node in region.removed],
         added=[f"{node.op_type} {node.name}".strip() for node in region.added],
+        evidence=evidence,
     )

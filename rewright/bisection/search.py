@@ -221,7 +221,7 @@ class _Search:
 
     def _examine(self, applied: Applied, promise: Exactness, before: ParityEvidence | None, after: ParityEvidence | None) -> None:
         self._tell(f"looking into {applied.step.name}", applied.index)
-        culprit = Examination(self.gate, applied, promise, self.trials).culprit(before, after)
+        culprit = Examination(self.gate, applied, promise, self.trials, self.sites).culprit(before, after)
         self.culprits.append((culprit, applied))
 
     def _has_wrong_sites(self, applied: Applied) -> bool:
