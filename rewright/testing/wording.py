@@ -14,6 +14,7 @@ from rewright.report.model import PassReport, Report, SiteReport
 from rewright.report.wording import common_reasons, error_against_tolerance, figure
 from rewright.run import RunResult
 from rewright.verify.comparison import OutputEvidence
+from rewright.verify.divergence import Divergence
 from rewright.verify.parity import ParityEvidence
 
 _LONGEST: Final = 200
@@ -114,6 +115,15 @@ def outputs(evidences: Iterable[OutputEvidence]) -> str:
         shown = output.message or ("equal" if output.equal else "differs")
         lines.append(f"\n     output '{output.name}' {output.dtype}{output.shape}: {shown}; max abs {error}, {judged}")
     return "".join(lines)
+
+
+def beginning(divergence: Divergence | None) -> str:
+    """Where two models begin to differ, on one line; nothing where that is not known, or is at the outputs themselves."""
+    if divergence is None or divergence.first.reference.name in divergence.outputs:
+        return ""
+    place, evidence = divergence.first.reference, divergence.first.evidence
+    made = f", made by {place.op} '{place.node}'" if place.op else ""
+    return f"\n     it begins at '{place.name}'{made}: {evidence.message or 'differs'}; max abs {figure(evidence.max_abs)}"
 
 
 def ops(model: Model) -> str:

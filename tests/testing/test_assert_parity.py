@@ -56,3 +56,18 @@ def test_a_comparison_that_proves_nothing_is_no_parity():
     zero = "g (float[N, 4] x) => (float[N, 4] y) { y = Sub(x, x) }"
     with pytest.raises(AssertionError, match="the comparison proves nothing"):
         assert_parity(zero, zero)
+
+
+def test_where_they_begin_to_differ_is_told():
+    deep = "g (float[N, 4] x) => (float[N, 4] y) <float b = {0.5}> { s = Add(x, b) t = Tanh(s) y = Neg(t) }"
+    with pytest.raises(AssertionError, match=r"it begins at 's', made by Add '.*': .* elements differ too much"):
+        assert_parity(deep, deep.replace("0.5", "0.6"))
+
+
+def test_other_names_and_any_iterable_of_inputs():
+    renamed = ADD.replace("Add(x,", "Add(features,").replace("4] x)", "4] features)").replace("y", "logits")
+    with pytest.raises(AssertionError, match="output 'y' is gone"):
+        assert_parity(ADD, renamed)
+    assert_parity(ADD, renamed, mapping={"x": "features", "y": "logits"})
+    sets = ({"x": np.full((size, 4), size, np.float32) * np.arange(4, dtype=np.float32)} for size in (1, 2))
+    assert assert_parity(ADD, renamed, by_position=True, inputs=sets).parity.input_sets == ["inputs-0", "inputs-1"]
