@@ -18,13 +18,13 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from rewright.model.carrier import Model, all_graphs
 from rewright.model.errors import UsageError
-from rewright.verify.inputs import InputSet
 from rewright.verify.process import SessionError, SessionRun
 from rewright.verify.roles import infer_roles
 from rewright.verify.seeds import draws
 
+Feed = Mapping[str, np.ndarray]
 Outputs = Mapping[str, np.ndarray]
-Runner = Callable[[Model, Sequence[Mapping[str, np.ndarray]]], SessionRun]
+Runner = Callable[[Model, Sequence[Feed]], SessionRun]
 
 SAMPLES: Final = 4
 _NUMBERS: Final = frozenset(("float", "image", "waveform", "past"))
@@ -61,27 +61,28 @@ class NoiseFloor:
         self._model = model
         self._run = run
         self._perturbed: Model | None = None
-        self._measured: dict[int, dict[str, np.ndarray]] = {}
+        # The feed is kept beside its measurement, so that no other one can come to have its id.
+        self._measured: dict[int, tuple[Feed, dict[str, np.ndarray]]] = {}
 
-    def of(self, input_set: InputSet, outputs: Outputs) -> Mapping[str, np.ndarray]:
+    def of(self, feed: Feed, outputs: Outputs) -> Mapping[str, np.ndarray]:
         """For each real floating-point output, the largest movement of every element over some perturbations, as float64.
 
-        `outputs` is what the original computes on this set. Where the model has nothing to perturb, or draws random
+        `outputs` is what the original computes on this feed. Where the model has nothing to perturb, or draws random
         numbers, nothing is returned.
         """
-        if id(input_set) not in self._measured:
-            self._measured[id(input_set)] = self._measure(input_set, outputs)
-        return self._measured[id(input_set)]
+        if id(feed) not in self._measured:
+            self._measured[id(feed)] = feed, self._measure(feed, outputs)
+        return self._measured[id(feed)][1]
 
-    def _measure(self, input_set: InputSet, outputs: Outputs) -> dict[str, np.ndarray]:
+    def _measure(self, feed: Feed, outputs: Outputs) -> dict[str, np.ndarray]:
         if draws(self._model):
             return {}
         try:
             if self._perturbed is None:
                 self._perturbed = perturb_lookups(self._model)
-            feeds = perturbed_feeds(self._model, input_set)
+            feeds = perturbed_feeds(self._model, feed)
             if _reads_phase(self._perturbed):
-                feeds = [{**feed, PHASE: np.asarray(sample, np.float32)} for sample, feed in enumerate(feeds)]
+                feeds = [{**each, PHASE: np.asarray(sample, np.float32)} for sample, each in enumerate(feeds)]
             results = self._run(self._perturbed, feeds).results
         except (SessionError, UsageError):  # the floor is then zero, and nothing is excused
             return {}
@@ -97,12 +98,12 @@ class NoiseFloor:
         return moved
 
 
-def perturbed_feeds(model: Model, input_set: InputSet) -> list[dict[str, np.ndarray]]:
+def perturbed_feeds(model: Model, feed: Feed) -> list[dict[str, np.ndarray]]:
     """Some copies of the feed in which every element of a floating-point input is its upper or its lower neighbour."""
-    roles = [role for role in infer_roles(model) if role.kind in _NUMBERS and role.name in input_set.arrays]
+    roles = [role for role in infer_roles(model) if role.kind in _NUMBERS and role.name in feed]
     feeds = []
     for sample in range(SAMPLES):
-        arrays = dict(input_set.arrays)
+        arrays = dict(feed)
         for role in roles:
             rng = np.random.default_rng([crc32(role.name.encode()), sample])
             arrays[role.name] = _neighbours(arrays[role.name], rng)

@@ -246,7 +246,7 @@ class ParityGate:
     def _noise_of(self, name: str, input_set: InputSet) -> Noise:
         original = self._original
         outputs = original.outputs[next(place for place, known in enumerate(original.sets) if known is input_set)]
-        return lambda: self._noise.of(input_set, outputs).get(name)
+        return lambda: self._noise.of(input_set.arrays, outputs).get(name)
 
 
 def _selected(noise: Noise, select: Callable[[np.ndarray], np.ndarray]) -> Noise:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -16,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness
-from rewright.verify.comparison import QuantizationBudget, compare
+from rewright.verify.comparison import Noise, QuantizationBudget, compare
 from rewright.verify.inputs import InputSet
+from rewright.verify.noise import NoiseFloor
 from rewright.verify.process import SessionError, SessionRun, SessionWorker, SetResult, first_line
 from rewright.verify.roles import InputRole
 from rewright.verify.seeds import run_pinned
@@ -102,14 +104,16 @@ class Bench:
         """
         return run_pinned(self.worker, self.lower(model) if self.lower is not None else model, feeds)
 
-    def agree(self, name: str, wanted: np.ndarray, got: np.ndarray, margin: float = 1.0) -> tuple[bool, float]:
-        """Whether two arrays are equal within `margin` times the tolerance, and the largest absolute difference."""
+    def agree(
+        self, name: str, wanted: np.ndarray, got: np.ndarray, margin: float = 1.0, noise: Noise | None = None
+    ) -> tuple[bool, float]:
+        """Whether two arrays are equal within `margin` times the tolerance, or within the noise; and the largest difference."""
         exactness = least_exact(["reassociating", self.exactness])
         tolerance = tolerance_for(self.coarse.get(name, wanted.dtype) if is_floating(wanted.dtype) else wanted.dtype, exactness)
         if is_floating(wanted.dtype):
             tolerance = Tolerance(margin * tolerance.rtol, margin * tolerance.atol, margin * tolerance.drift)
         budget = self.budget or QuantizationBudget() if exactness == "quantizing" else None
-        judged = compare(name, wanted, got, tolerance, budget)
+        judged = compare(name, wanted, got, tolerance, budget, noise if budget is None else None)
         return judged.equal, float("inf") if judged.max_abs is None else judged.max_abs
 
 
@@ -118,7 +122,8 @@ def judge_trials(
 ) -> list[ProbeEvidence]:
     """Run both models on the feeds of the trials, each feed once, and judge every trial.
 
-    The candidate is run for what the original holds only. `known` are outputs of the original, by the `id` of the feed.
+    What the candidate no longer holds by a small factor is held against the rounding noise of the original. The candidate is
+    run for what the original holds only. `known` are outputs of the original, by the `id` of the feed.
     """
     of_original = {feed: SetResult(dict(outputs)) for feed, outputs in (known or {}).items()}
     _run(of_original, original, trials, bench)
@@ -126,9 +131,12 @@ def judge_trials(
     telling = [trial for trial, (_, held) in zip(trials, judged, strict=True) if held]
     of_candidate: dict[int, SetResult] = {}
     _run(of_candidate, candidate, telling, bench)
+    floor = NoiseFloor(original, bench.run)
     for trial, (evidence, held) in zip(trials, judged, strict=True):
         if held:
-            _of_candidate(trial, evidence, held, of_candidate[id(trial.first)], of_candidate[id(trial.second)], bench)
+            results = of_candidate[id(trial.first)], of_candidate[id(trial.second)]
+            moved = partial(floor.of, trial.first, of_original[id(trial.first)].outputs)
+            _of_candidate(trial, evidence, held, results, bench, moved)
     return [evidence for evidence, _ in judged]
 
 
@@ -166,8 +174,14 @@ def _of_original(trial: Trial, first: SetResult, second: SetResult, bench: Bench
 
 
 def _of_candidate(
-    trial: Trial, evidence: ProbeEvidence, held: Mapping[str, float], first: SetResult, second: SetResult, bench: Bench
+    trial: Trial,
+    evidence: ProbeEvidence,
+    held: Mapping[str, float],
+    results: tuple[SetResult, SetResult],
+    bench: Bench,
+    moved_by_noise: Callable[[], Outputs],
 ) -> None:
+    first, second = results
     error = first.error or second.error
     if error:
         evidence.status, evidence.reason = "broken", f"the result cannot be run on the inputs of the probe: {first_line(error)}"
@@ -181,11 +195,19 @@ def _of_candidate(
             broken.append(f"'{name}' has another shape")
             continue
         is_held, moved = bench.agree(name, *found[name], margin=MARGIN)
+        if not is_held:
+            noise = partial(_part_of_noise, trial, name, moved_by_noise)
+            is_held, _ = bench.agree(name, *found[name], noise=noise)
         evidence.figures["candidate"] = max(moved, evidence.figures.get("candidate", 0.0))
         if not is_held:
             broken.append(f"'{name}' moves by {moved:.1e}, in the original by {moved_before:.1e}")
     if broken:
         evidence.status, evidence.reason = "broken", listed(broken, "; ")
+
+
+def _part_of_noise(trial: Trial, name: str, moved_by_noise: Callable[[], Outputs]) -> np.ndarray | None:
+    moved = moved_by_noise()
+    return trial.part_of_first(name, moved[name]) if name in moved else None
 
 
 def _parts(trial: Trial, first: Outputs, second: Outputs) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -156,7 +156,7 @@ def test_masks_and_ids_are_not_perturbed_and_numbers_are(parse):
         m = Mul(x, attention_mask) i = Cast<to = 1>(ids) y = Add(m, i)
     }""")
     arrays = {"ids": np.ones((2, 3), np.int64), "attention_mask": np.ones((2, 3), np.float32), "x": rows()[:2, :3]}
-    feeds = perturbed_feeds(model, InputSet("mine", arrays))
+    feeds = perturbed_feeds(model, arrays)
     assert len(feeds) == SAMPLES
     for feed in feeds:
         assert feed["ids"] is arrays["ids"]
