@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import new_class
 from typing import Any, ClassVar, cast
@@ -56,8 +56,8 @@ def graph_pass(
 ) -> Callable[[Callable[[gs.Graph], None]], type[Pass]]:
     """Makes a pass of a function that edits a ``gs.Graph``.
 
-    The function gets the main graph, each body and each function in turn. Nodes that it adds and removes become the
-    pass's site. Its docstring documents the pass. Register the result through an entry point of the group ``rewright``.
+    The function gets the main graph, each body and each function in turn. Each change that is connected by values becomes a
+    site. Its docstring documents the pass. Register the result through an entry point of the group ``rewright``.
     """
 
     def make(function: Callable[[gs.Graph], None]) -> type[Pass]:
@@ -84,26 +84,73 @@ class FunctionPass(Pass):
     function: ClassVar[Any]
 
     def apply(self, session: PassSession) -> None:
-        """Runs the function on each graph and records what differs afterwards as one site a graph."""
+        """Runs the function on each graph and records what differs afterwards, as one site for each connected change."""
         session.ensure_facts()
         for graph in list(session.view.graphs()):
-            nodes, values = _signatures(graph), _values(graph)
+            old, values = _signatures(graph), _values(graph)
             before = {id(node): node for node in graph.nodes}
+            held = [(*node.inputs, *node.outputs) for node in graph.nodes]  # or a new value might get the id of one that is gone
             type(self).function(graph)
             after = {id(node): node for node in graph.nodes}
-            removed = [node for key, node in before.items() if key not in after]
-            added = [node for key, node in after.items() if key not in before]
-            now = _signatures(graph)
-            changed = [node for key, node in after.items() if key in before and now[key] != nodes[key]]
-            for node in removed:
-                node.alive = False
-            if removed or added or changed or _values(graph) != values:
-                site = session.record(graph, [*removed, *changed], added)
-                session.sites[-1] = replace(site, added=(*site.added, *map(label, changed)))
+            now, arrays = _signatures(graph), _values(graph)
+            altered = {key for key, array in arrays.items() if values.get(key, array) != array}
+            for key, node in before.items():
+                if key not in after:
+                    node.alive = False
+            touched = [
+                node
+                for key, node in (before | after).items()
+                if old.get(key) != now.get(key) or (altered and any(id(tensor) in altered for tensor in node.inputs))
+            ]
+            for change in _connected(touched, old, now):
+                removed, added = ([node for node in change if id(node) in side] for side in (before, after))
+                site = session.record(graph, removed, [node for node in added if id(node) not in before])
+                kept = [node for node in added if id(node) in before]
+                session.sites[-1] = replace(site, added=(*site.added, *map(label, kept)))
+            del held
         forget(session.view)
 
 
-def _signatures(graph: gs.Graph) -> dict[int, tuple[Any, ...]]:
+Signature = tuple[Any, ...]
+
+
+def _connected(touched: Sequence[Any], old: Mapping[int, Signature], now: Mapping[int, Signature]) -> list[list[Any]]:
+    """The nodes in groups, in order. A value connects them that the graph has only before or after, or from another node."""
+    parent = {id(node): id(node) for node in touched}
+
+    def root(key: int) -> int:
+        while parent[key] != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    sides = []
+    for signatures in (old, now):
+        readers: dict[int, list[int]] = {}
+        for key in filter(signatures.__contains__, parent):
+            for value in signatures[key][_READ]:
+                readers.setdefault(value, []).append(key)
+        makers = {value: key for key in filter(signatures.__contains__, parent) for value in signatures[key][_MADE]}
+        sides.append((makers, readers))
+    (made_before, read_before), (made_after, read_after) = sides
+    for value in made_before.keys() | made_after.keys():
+        first, second = made_before.get(value), made_after.get(value)
+        if first == second:
+            continue
+        together = [key for key in (first, second) if key is not None]
+        together += (read_before if second is None else read_after if first is None else {}).get(value, [])
+        for key in together[1:]:
+            parent[root(key)] = root(together[0])
+    groups: dict[int, list[Any]] = {}
+    for node in touched:
+        groups.setdefault(root(id(node)), []).append(node)
+    return list(groups.values())
+
+
+_READ, _MADE = 3, 4
+"""Where a signature has what the node reads and what it makes."""
+
+
+def _signatures(graph: gs.Graph) -> dict[int, Signature]:
     """What a node list says, so that rewired nodes and changed attributes are noticed."""
     return {
         id(node): (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import onnx
@@ -59,7 +60,7 @@ def test_a_wrong_pass_is_caught_rolled_back_reported_and_reproduced(acme, proces
     assert hashlib.sha256(BERT.read_bytes()).hexdigest() == before
 
     again = process("reproduce", wrong["reproducer"], path=acme)
-    assert "it still fails: parity: output 'logits'" in again.assert_one_error(status=1)
+    assert re.search("it still fails: parity: output '.*Erf_output_0'", again.assert_one_error(status=1))
     assert process("verify", BERT, out, path=acme).status == 0
 
 

@@ -280,7 +280,6 @@ MISTAKES = (
         "{p}_kept = Mul(x, {columns})  {p} = Add({p}_kept, {other})",
         right=[{"columns": "ones", "other": "bias"}, {"columns": "ones", "other": "rows"}],
         wrong=[{"columns": "all_but_one", "other": "bias"}],
-        sites_recorded=1,
         weights={"ones": np.ones(8, np.float32), "all_but_one": np.array([1, 1, 1, 1, 1, 0, 1, 1], np.float32)},
     ),
     Mistake(
