@@ -126,8 +126,10 @@ def _constants(spot: Spot) -> Iterator[Fault]:
         if parts is None:
             yield from _broken(name, name, array, (slice(None),) * array.ndim)
             continue
-        for part in parts(spot):
+        found = list(parts(spot))
+        for part in found:
             yield from _broken(name, f"{part.name} of {name}", array, part.where, part.equivalent)
+        yield from _misplaced(spot, name, array, found)
 
 
 def _broken(name: str, label: str, array: Array, where: tuple[slice, ...], equivalent: str = "") -> Iterator[Fault]:
@@ -150,8 +152,26 @@ def _broken(name: str, label: str, array: Array, where: tuple[slice, ...], equiv
         return
     yield fault("x 1.01", part * part.dtype.type(1.01))
     yield fault("zeros", np.zeros_like(part))
+    if part.ndim == 1 and not np.array_equal(part, np.roll(part, 1)):
+        yield fault("one place further", np.roll(part, 1))
     if part.ndim == 2 and part.shape[0] == part.shape[1] and not np.array_equal(part, part.T):
         yield fault("transposed", part.T)
+
+
+def _misplaced(spot: Spot, name: str, array: Array, parts: list[blocks.Block]) -> Iterator[Fault]:
+    """Parts of a packed constant in each other's place, and heads in the place of their elements."""
+    for first, second in ((0, 1), (1, 2)):
+        one, other = (array[parts[number].where] for number in (first, second))
+        if one.shape == other.shape and not np.array_equal(one, other):
+            changed = np.array(array)
+            changed[parts[first].where], changed[parts[second].where] = other, one
+            label = f"{parts[first].name} and {parts[second].name} of {name} exchanged"
+            yield Fault("constant", label, _replacer(name, (slice(None),) * array.ndim, changed))
+    heads, value = spot.attribute("num_heads", 1), array[parts[2].where]
+    if 1 < heads < value.shape[-1]:
+        turned = value.reshape(*value.shape[:-1], heads, -1).swapaxes(-1, -2).reshape(value.shape)
+        if not np.array_equal(turned, value):
+            yield Fault("constant", f"{parts[2].name} of {name} by element and head", _replacer(name, parts[2].where, turned))
 
 
 def _replacer(name: str, where: tuple[slice, ...], part: Array) -> Callable[[Spot], None]:
