@@ -101,7 +101,7 @@ def static_checks(
     )
 
 
-_NO_KEEPING = ("schema", "kernel", "saturation")
+_NO_KEEPING = ("schema", "kernel")
 
 
 def _checked(target: str, precision: str | None) -> np.dtype[Any] | None:

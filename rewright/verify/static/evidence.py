@@ -76,7 +76,7 @@ class StaticEvidence(BaseModel):
     """What can be said of a model without running it, and what the given inputs add.
 
     Attributes:
-        status: failed if anything is certainly wrong, or was measured to be.
+        status: failed if anything is certainly wrong, or was measured to be; see ``is_wrong``.
         target, precision: what the model was checked for.
         values, bounded: floating-point values of the graph and its bodies, and how many have proven bounds.
         unread: constants that were too large to read.
@@ -114,8 +114,8 @@ class StaticEvidence(BaseModel):
 
 
 def is_wrong(finding: Finding) -> bool:
-    """Whether it fails the check: it is certain, or was measured."""
-    return finding.certainty in ("certain", "measured")
+    """Whether it fails the check: it is certain, or was measured. Saturation does not: calibration cuts off on purpose."""
+    return finding.certainty in ("certain", "measured") and finding.kind != "saturation"
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from rewright.model.elements import Constant
-from rewright.verify.static.interval import NOT_NEGATIVE, TRUTH, ZERO, Interval, hull
+from rewright.verify.static.interval import NOT_NEGATIVE, TRUTH, ZERO, Format, Interval, format_of, hull
 from rewright.verify.static.ranges import Accumulated, Bound, Exactly, Ranges, Rule, attribute_of
 from rewright.verify.static.weights import bounds_of
 
@@ -131,13 +131,28 @@ def _random_uniform(ranges: Ranges, node: Any) -> Bound:
     return Interval(float(attribute_of(node, "low", 0.0)), float(attribute_of(node, "high", 1.0)))
 
 
+def _quantize(ranges: Ranges, node: Any) -> Bound:
+    """Rounded to the nearest level, or the next one where both are near, and cut off at the ends of the type."""
+    dtype = ranges.dtype(node.outputs[0])
+    if dtype is None or dtype.kind not in "iu":
+        return None
+    held = format_of(dtype)
+    levels = ranges.of(node.inputs[0]) / ranges.of(node.inputs[1]) + (ranges.operand(node, 2) or ZERO) + Interval(-1.0, 1.0)
+    return Exactly(Interval(_within(levels.low, held), _within(levels.high, held)))
+
+
+def _within(level: float, held: Format) -> float:
+    return min(max(level, held.smallest), held.largest)
+
+
 def _dequantize(ranges: Ranges, node: Any) -> Bound:
     x, scale, zero = ranges.of(node.inputs[0]), ranges.of(node.inputs[1]), ranges.operand(node, 2)
     return (x if zero is None else x - zero) * scale
 
 
 def _dynamic_quantize(ranges: Ranges, node: Any) -> list[Bound]:
-    return [Interval(0.0, 255.0), NOT_NEGATIVE, Interval(0.0, 255.0)]
+    x = ranges.of(node.inputs[0]).join(ZERO)
+    return [Interval(0.0, 255.0), Interval(0.0, (x.high - x.low) / 255), Interval(0.0, 255.0)]
 
 
 RULES: Final[dict[tuple[str, str], Rule]] = {
@@ -167,6 +182,7 @@ RULES: Final[dict[tuple[str, str], Rule]] = {
     ("", "ArgMax"): _not_negative,
     ("", "ArgMin"): _not_negative,
     ("", "RandomUniform"): _random_uniform,
+    ("", "QuantizeLinear"): _quantize,
     ("", "DequantizeLinear"): _dequantize,
     ("", "DynamicQuantizeLinear"): _dynamic_quantize,
 }

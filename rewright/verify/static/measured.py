@@ -13,6 +13,8 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from rewright.model.carrier import Model
+from rewright.model.elements import normal_domain
+from rewright.ops.contract import CONTRACTS
 from rewright.ops.lowering import lower
 from rewright.verify.process import SessionError, SessionWorker, first_line
 from rewright.verify.static.interval import Interval, hull
@@ -64,13 +66,19 @@ def measure(
 def _types(ranges: Ranges) -> dict[str, int]:
     """The floating-point values of the main graph, with their element types."""
     graph = ranges.view.graph
-    tensors = [*graph.inputs, *(tensor for node in graph.nodes for tensor in node.outputs)]
+    tensors = [*graph.inputs, *(tensor for node in graph.nodes if _is_typed(node) for tensor in node.outputs)]
     types = {}
     for tensor in tensors:
         dtype = ranges.dtype(tensor)
         if tensor.name and dtype is not None and dtype.kind in "fV":
             types[tensor.name] = int(helper.np_dtype_to_tensor_dtype(dtype))
     return types
+
+
+def _is_typed(node: Any) -> bool:
+    """Whether the types of the node's outputs are certain: a session refuses a Reduce of a value of another type."""
+    domain = normal_domain(node.domain)
+    return not domain.startswith("com.microsoft") or f"{domain}::{node.op}" in CONTRACTS
 
 
 def _exposing(proto: ModelProto, types: Mapping[str, int]) -> ModelProto:

@@ -264,7 +264,7 @@ class Ranges:
 
         if any(tensor.dtype is None for tensor in node.outputs):
             with suppress(IndexError, TypeError, ValueError, KeyError):
-                for tensor, dtype in zip(node.outputs, output_dtypes(node, self.opset), strict=False):
+                for tensor, dtype in zip(node.outputs, self._dtypes(node), strict=False):
                     self._set_dtype(tensor, dtype)
         domain = normal_domain(node.domain)
         rule = RULES.get((domain, node.op))
@@ -289,6 +289,17 @@ class Ranges:
         if rule is not None:
             with suppress(IndexError, TypeError, ValueError, ArithmeticError):
                 note(self, node)
+
+    def _dtypes(self, node: Any) -> list[DType | None]:
+        """The element types of a node's outputs."""
+        if normal_domain(node.domain) or node.op not in ("QuantizeLinear", "DequantizeLinear"):
+            return output_dtypes(node, self.opset)
+        if attribute(node, "output_dtype", 0):
+            return [None]
+        if node.op == "DequantizeLinear":
+            return [self.dtype(node.inputs[1])]
+        has_zero_point = len(node.inputs) > 2 and node.inputs[2].name
+        return [self.dtype(node.inputs[2]) if has_zero_point else np.dtype(np.uint8)]
 
     def _set_dtype(self, tensor: Any, dtype: DType | None) -> None:
         """Types a value of the view, which is this walk's own, and notes that it did."""

@@ -12,6 +12,7 @@ from rewright.model.load import load
 from rewright.verify.inputs import InputSet
 from rewright.verify.static.checks import static_checks
 from rewright.verify.static.interval import Interval
+from rewright.verify.static.ranges import Ranges
 from rewright.verify.static.saturation import saturation
 
 
@@ -58,12 +59,24 @@ def test_a_node_that_cuts_off_what_its_input_reaches():
     assert "may reach from -2 to 2, and int8 holds -1 to 0.9922" in possible.message
     large = np.full((2, 4), 3.0, np.float32)
     (measured,) = static_checks(model, input_sets=[InputSet("large", {"x": large})]).findings
+    assert static_checks(model, input_sets=[InputSet("large", {"x": large})]).status == "passed"  # it may be on purpose
     assert (measured.certainty, measured.measured_high) == ("measured", pytest.approx(2 * np.tanh(3.0), rel=1e-5))
     # small inputs do not reach it, but others may
     (still,) = static_checks(model, input_sets=[InputSet("small", {"x": large / 30})]).findings
     assert still.certainty == "possible"
     half = parser.parse_model(MODEL.replace("Add(a, a)", "Identity(a)").replace("0.0078125", "0.0079"))
     assert static_checks(load(half)).findings == []
+
+
+def test_quantized_values_have_bounds():
+    ranges = Ranges(load(parser.parse_model(MODEL)))
+    known = {tensor.name: bounds for tensor, _, bounds in ranges.values()}
+    assert known["q"] == Interval(-128.0, 127.0)
+    assert (known["y"].low, known["y"].high) == pytest.approx((-1.0, 127 / 128), rel=1e-5)
+    coarse = Ranges(load(parser.parse_model(MODEL.replace("0.0078125", "0.1"))))
+    known = {tensor.name: bounds for tensor, _, bounds in coarse.values()}
+    assert (known["q"].low, known["q"].high) == pytest.approx((-21, 21), rel=1e-5)  # a level more than 2 / 0.1
+    assert (known["y"].low, known["y"].high) == pytest.approx((-2.1, 2.1), rel=1e-5)
 
 
 def test_sums_of_integers_that_leave_32_bits():
