@@ -61,7 +61,7 @@ def _masks_weakly(index: GraphIndex, name: str) -> bool:
     else:
         number = _number(index, name) if tensor is None else None
         array = np.asarray(0.0 if number is None else number)
-    return bool(array.size and array.dtype.kind == "f" and _STRONG < array.min() <= _WEAK)
+    return bool(array.size and array.dtype.kind == "f" and _STRONG < float(array.min()) <= _WEAK)
 
 
 def _number(index: GraphIndex, name: str) -> float | None:
