@@ -5,7 +5,8 @@ differs on the way without reaching an output (a mask that is spelled with anoth
 left aside, and what is found is the beginning of a path on which everything that can be compared differs.
 
 A rewrite may give a name to another value, and two exports may have one name by chance. Whether a value is to blame is therefore
-tried: the candidate runs on with the reference's numbers in its place, and something behind it has to agree then.
+tried: the candidate runs on with the reference's numbers in its place, and something behind it has to agree then. Where both
+models do the same to inputs that agree within the tolerance, and the results do not, a smaller difference is looked for.
 
 Values of the main graph are compared; what happens in a body of If or Loop shows where it comes out.
 """
@@ -23,17 +24,17 @@ from rewright.model.carrier import Model
 from rewright.model.regions import GraphIndex, reads
 from rewright.passes.contract import Exactness
 from rewright.verify.alignment import Value, same_numbers, same_place
-from rewright.verify.comparison import OutputEvidence, QuantizationBudget, compare
+from rewright.verify.comparison import OutputEvidence
+from rewright.verify.inner_values import InnerJudge, is_same_step
 from rewright.verify.inputs import InputSet
-from rewright.verify.padding import without_padding
 from rewright.verify.process import SessionWorker
 from rewright.verify.seeds import pin_seeds
-from rewright.verify.tolerance import Tolerance, is_floating, least_exact, tolerance_for
+from rewright.verify.tolerance import Tolerance
 from rewright.verify.trace import Seen, Tracer
 
 _MOST_TRIED: Final = 16
-_FILLED: Final = 9e3
-"""Magnitude from which on an element may be what a mask is filled with; the smallest in use is 1e4."""
+_STRICTNESS: Final = (1.0, 0.3, 0.1, 0.03, 0.01)
+"""Shares of the tolerance, tried in turn while what is found only enlarges a smaller difference."""
 
 Matching = Literal["name", "numbers", "position"]
 
@@ -108,15 +109,17 @@ def first_divergence(
     Returns:
         None if none of the outputs is made by a node in both models, or none of them differs on this set.
     """
-    search = _Search(reference, candidate, input_set, worker, exactness, tolerance)
-    ends = [name for name in outputs if name in search.first.places and name in search.second.places]
-    search.compare_by_name(ends)
-    ends = [name for name in ends if name in search.pairs and not search.pairs[name].evidence.equal]
-    if not ends:
-        return None
-    if not trusts_names:
-        search.look_elsewhere(ends)
-    return search.result(ends)
+    judges = [InnerJudge(reference.proto.graph, input_set, exactness, tolerance, strictness) for strictness in _STRICTNESS]
+    found = None
+    for judge in judges:
+        search = _Search(reference, candidate, input_set, worker, judge)
+        result = search.run(outputs, trusts_names)
+        found = found or result
+        if result is None:
+            break
+        if not search.is_innocent(result):
+            return result
+    return found
 
 
 @dataclass
@@ -134,8 +137,7 @@ class _Search:
     candidate: Model
     input_set: InputSet
     worker: SessionWorker
-    exactness: Exactness
-    tolerance: Tolerance | None
+    judge: InnerJudge
     pairs: dict[str, _Pair] = field(default_factory=dict)
     elsewhere: dict[str, _Pair] = field(default_factory=dict)
 
@@ -145,6 +147,35 @@ class _Search:
         self.seen: dict[str, Seen] = {}
         self.seen_in_candidate: dict[str, Seen] = {}
         self.shared = 0
+
+    def run(self, outputs: Sequence[str], trusts_names: bool) -> Divergence | None:
+        """See ``first_divergence``."""
+        ends = [name for name in outputs if name in self.first.places and name in self.second.places]
+        self.compare_by_name(ends)
+        ends = [name for name in ends if name in self.pairs and not self.pairs[name].evidence.equal]
+        if not ends:
+            return None
+        if not trusts_names:
+            self.look_elsewhere(ends)
+        return self.result(ends)
+
+    def is_innocent(self, found: Divergence) -> bool:
+        """Whether both models do the same at the divergence, to inputs that agree: it enlarges a difference that was there."""
+        old = self.first.index.node_of(found.first.reference.name)
+        new = self.second.index.node_of(found.first.candidate.name)
+        if old is None or new is None or not is_same_step(old, new):
+            return False
+        return all(self._is_same_input(one, two) for one, two in zip(old.input, new.input, strict=True))
+
+    def _is_same_input(self, one: str, two: str) -> bool:
+        constants = self.first.index.constants.get(one), self.second.index.constants.get(two)
+        if constants[0] is not None and constants[1] is not None:
+            values = self.first.model.tensor(constants[0]), self.second.model.tensor(constants[1])
+            return values[0].dtype == values[1].dtype and np.array_equal(*values)
+        pair = self.pairs.get(one)
+        if pair is None:
+            return one == two and one not in self.first.places
+        return pair.name == two and pair.evidence.equal
 
     def compare_by_name(self, ends: Sequence[str]) -> None:
         """Compares what both models have by name, from the outputs back, until every path has come to a value that agrees."""
@@ -162,7 +193,7 @@ class _Search:
             for name in part:
                 if name in wanted and name in got:
                     self.seen[name], self.seen_in_candidate[name] = Seen.of(wanted[name]), Seen.of(got[name])
-                    self.pairs[name] = _Pair(name, "name", self._judge(name, wanted[name], got[name]))
+                    self.pairs[name] = _Pair(name, "name", self.judge.evidence(name, wanted[name], got[name]))
         self.shared = len(self.pairs)
 
     def look_elsewhere(self, ends: Sequence[str]) -> None:
@@ -184,7 +215,7 @@ class _Search:
             self.pairs[name] = self._judged_sample(name, other, "position")
 
     def _agree(self, one: Seen, other: Seen) -> bool:
-        return self._judge("", one.sample, other.sample).equal
+        return self.judge.evidence("", one.sample, other.sample).equal
 
     def result(self, ends: Sequence[str]) -> Divergence:
         """The first value on a path of differing ones, and the last one behind it that agrees."""
@@ -219,7 +250,7 @@ class _Search:
         got = self.second.fetch([self.pairs[other].name for other in asked], {here: right[name]}) if right else {}
         wanted = self.first.fetch(asked) if got else {}
         places = ((other, self.pairs[other].name) for other in asked)
-        return any(self._judge(one, wanted[one], got[two]).equal for one, two in places if one in wanted and two in got)
+        return any(self.judge.evidence(one, wanted[one], got[two]).equal for one, two in places if one in wanted and two in got)
 
     def _is_namesake(self, name: str) -> bool:
         """Whether two values that differ have one name by chance: another op makes them, in another shape or type."""
@@ -244,46 +275,11 @@ class _Search:
             pending += reads(self.first.index.nodes[self.first.places[name]])
         return found
 
-    def _judge(self, name: str, wanted: np.ndarray, got: np.ndarray) -> OutputEvidence:
-        tolerance = tolerance_for(wanted.dtype, self.exactness)
-        if wanted.dtype != got.dtype and is_floating(wanted.dtype) and is_floating(got.dtype):
-            # of another precision, which is no difference of an inner value
-            exactness = least_exact([self.exactness, "reassociating"])
-            tolerance = max((tolerance_for(array.dtype, exactness) for array in (wanted, got)), key=lambda known: known.rtol)
-            wanted, got = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
-        if self.tolerance is not None and is_floating(wanted.dtype):
-            tolerance = self.tolerance
-        budget = QuantizationBudget() if self.exactness == "quantizing" else None
-        judged = compare(name, wanted, got, tolerance, budget)
-        if not judged.equal and name and wanted.shape == got.shape:
-            excused = without_padding(self.reference.proto.graph, self.input_set, name, wanted.shape)
-            if excused is not None:
-                valid = compare(name, excused.select(wanted), excused.select(got), tolerance, budget)
-                judged = valid if valid.equal else judged
-        if judged.equal and is_floating(wanted.dtype) and wanted.shape == got.shape:
-            judged = self._beside_fills(name, wanted, got, tolerance, budget) or judged
-        judged.input_set = self.input_set.name
-        return judged
-
-    def _beside_fills(
-        self, name: str, wanted: np.ndarray, got: np.ndarray, tolerance: Tolerance, budget: QuantizationBudget | None
-    ) -> OutputEvidence | None:
-        """The evidence of the elements that no mask has filled, if there are filled ones and these differ.
-
-        One element of -3.4e38 lets the tolerance of all others, which follows the magnitude of the whole, grow beyond any error.
-        """
-        is_plain = np.abs(wanted) < _FILLED
-        if is_plain.all() or not is_plain.any():
-            return None
-        plain = compare(name, wanted[is_plain], got[is_plain], tolerance, budget)
-        plain.shape = list(got.shape)
-        return None if plain.equal else plain
-
     def _judged_sample(self, name: str, other: str, matched_by: Matching) -> _Pair:
         one, two = self.seen[name], self.seen_in_candidate[other]
         is_whole = one.sample.size == int(np.prod(one.shape))
         shape = one.shape if is_whole else one.sample.shape
-        evidence = self._judge("", one.sample.reshape(shape), two.sample.reshape(shape))
+        evidence = self.judge.evidence("", one.sample.reshape(shape), two.sample.reshape(shape))
         evidence.name, evidence.shape = name, list(two.shape)
         if evidence.message and not is_whole:
             evidence.message = f"in a sample of {two.sample.size} elements, {evidence.message}"

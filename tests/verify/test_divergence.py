@@ -161,6 +161,19 @@ def test_values_that_are_no_tensors_are_left_out(parse, worker):
     assert names(found(parse(text.format("Exp")), parse(text.format("Sigmoid")), worker, input_set=inputs)) == ("d", "b")
 
 
+def test_a_step_that_only_enlarges_a_difference_is_not_where_it_begins(parse, worker):
+    """`a` is off by less than the tolerance; what the difference of near numbers leaves of it is not."""
+    text = """g (float[N, 4] x) => (float[N, 4] y) <float one = {{1}}, float half = {{0.5}},
+    float thousand = {{1000}}, float s = {{1.000005}}> {{
+        a0 = Add(x, half)  {}  b = Sub(a, one)  y = Mul(b, thousand)
+    }}"""
+    inputs = InputSet("x", {"x": np.array([[0.5, 0.6, 0.4, 0.55]], np.float32)})
+    models = parse(text.format("a = Identity(a0)")), parse(text.format("a = Mul(a0, s)"))
+    divergence = found(*models, worker, input_set=inputs, trusts_names=True)
+    assert names(divergence) == ("a", "a0")
+    assert divergence.first.evidence.rtol < 1e-5
+
+
 def test_another_precision_inside_is_no_difference(parse, worker):
     reference = parse("g (float[N, 4] x) => (float[N, 4] y) { a = Sin(x)  b = Tanh(a)  c = Neg(b)  y = Exp(c) }")
     candidate = parse(
