@@ -10,7 +10,7 @@ from typing import Any, Self, get_args
 from onnx import ModelProto
 
 from rewright.model.carrier import Model
-from rewright.model.errors import PluginError, UsageError
+from rewright.model.errors import UsageError
 from rewright.model.load import load
 from rewright.passes.contract import Backend, Target
 from rewright.registry import chain as registry_chain
@@ -28,8 +28,8 @@ from rewright.run import (
     VerifyMode,
     run_passes,
 )
-from rewright.verify.input_files import load_input_sets
-from rewright.verify.inputs import InputSet
+from rewright.run.input_choice import choose_input_sets
+from rewright.run.options import PARITY_MODES
 
 Source = str | PathLike[str] | ModelProto | Model
 Inputs = str | PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -78,11 +78,12 @@ class Chain(registry_chain.Chain):
         _check_choice("verify", verify, VERIFY_MODES)
         _check_choice("on_failure", on_failure, FAILURE_POLICIES)
         loaded = load(model)
+        is_compared = verify in PARITY_MODES or inputs is not None
         options = RunOptions(
             target=target,
             verify=verify,
             on_failure=on_failure,
-            input_sets=_input_sets(self.catalog, loaded, inputs, verify),
+            input_sets=choose_input_sets(self.catalog, loaded, inputs) if is_compared else None,
             seed=seed,
             reproducers=None if reproducers is None else Path(reproducers),
             progress=progress,
@@ -190,20 +191,6 @@ def reproduce(folder: str | PathLike[str], *, catalog: Catalog | None = None) ->
         inputs=found.inputs,
     )
     return found, result
-
-
-def _input_sets(catalog: Catalog, model: Model, inputs: Inputs | None, verify: VerifyMode) -> list[InputSet] | None:
-    """What the caller gives, else what a plugin offers, else None; nobody is asked where nothing is run."""
-    if inputs is not None:
-        return load_input_sets(model, inputs)
-    offered = None if verify in ("off", "structure") else catalog.input_sets(model)
-    if offered is None:
-        return None
-    source, plugin = offered
-    try:
-        return load_input_sets(model, source, origin="plugin", by=plugin.label)
-    except UsageError as error:
-        raise PluginError(f"{plugin.label}: rewright_input_sets: {error.message}", error.hint) from error
 
 
 def _runnable(chain: str | registry_chain.Chain) -> Chain:

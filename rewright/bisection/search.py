@@ -24,8 +24,8 @@ from rewright.passes.contract import Exactness, Target
 from rewright.registry.chain import Chain
 from rewright.report.environment import environment
 from rewright.run.gates import claimed
+from rewright.run.input_choice import choose_input_sets
 from rewright.run.options import Progress
-from rewright.verify.input_files import load_input_sets
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.process import SessionWorker
 from rewright.verify.search import first_failing_prefix
@@ -78,7 +78,7 @@ def bisect(
     if folder is not None:
         check_folder(folder)
     with collector_paused(), SessionWorker() as worker:
-        sets = None if inputs is None else load_input_sets(original, inputs)
+        sets = choose_input_sets(made.catalog, original, inputs)
         lowering = None if target == "cpu" else lower
         gate = ParityGate(original, sets, worker, seed=seed, lower=lowering)
         search = _Search(original, made, target, gate, every, progress)
