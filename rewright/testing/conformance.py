@@ -18,6 +18,7 @@ from rewright.passes.pattern_pass import PatternPass
 from rewright.run import VerifyMode
 from rewright.testing import variants, wording
 from rewright.testing.checking import CheckedRun, chain_of, check_pass, examine
+from rewright.testing.overriding import difference_under_other_weights
 from rewright.testing.sources import Source, content, model_of, parse
 from rewright.testing.variants import NoVariantError
 
@@ -226,6 +227,25 @@ class PassConformance:
         model = self._variant(lambda: variants.twice(self._origin(positive.model)))
         checked = self._must_be_sound(positive.pass_, model, "twice in one model", raw=False)
         self._must_fire(checked, self._doubled(positive), "twice in one model")
+
+    def test_shared_weights(self, positive: Positive) -> None:
+        """Where the copy reads the same initializers, none is changed for both because one was rewritten."""
+        model = self._variant(lambda: variants.twice(self._origin(positive.model), shares_weights=True))
+        self._must_be_sound(positive.pass_, model, "twice in one model with shared weights", raw=False)
+
+    def test_weights_that_callers_may_replace(self, positive: Positive) -> None:
+        """Where initializers are only the defaults of inputs, they are not taken for constants."""
+        model = self._variant(lambda: variants.with_overridable_weights(self._origin(positive.model)))
+        checked = self._must_be_sound(positive.pass_, model, "where every weight is the default of an input", raw=False)
+        if any(record.sites for record in checked.result.report.passes):
+            wrong = difference_under_other_weights(model, checked.result.model, positive.pass_.exactness)
+            if wrong:
+                raise AssertionError(f"a weight that is the default of an input was taken for a constant: {wrong}")
+
+    def test_in_a_function(self, positive: Positive) -> None:
+        """In a model-local function, whose values have no types, it fires or refuses, and is not wrong."""
+        model = self._variant(lambda: variants.in_a_function(self._origin(positive.model)))
+        self._must_be_sound(positive.pass_, model, "in a model-local function", raw=False)
 
     def test_empty_models(self, configured: Pass, empty: str) -> None:
         """A model without nodes is left as it is."""

@@ -34,6 +34,7 @@ ELEM_TYPES: Final = {
     "bfloat16": TensorProto.BFLOAT16,
 }
 CONDITION: Final = "rewright_condition"
+FUNCTION_DOMAIN: Final = "rewright.variant"
 
 
 class NoVariantError(Exception):
@@ -133,18 +134,71 @@ def _retype_attribute(model: Model, node: NodeProto, attribute: AttributeProto, 
         attribute.t.CopyFrom(_converted(model, attribute.t, elem_type))
 
 
-def twice(model: Model) -> Model:
-    """The model beside a copy of itself in one graph, every name with "a_" or "b_" before it."""
+def twice(model: Model, *, shares_weights: bool = False) -> Model:
+    """The model beside a copy of itself in one graph, every name with "a_" or "b_" before it.
+
+    ``shares_weights``: both read the same initializers, under their old names.
+
+    Raises:
+        NoVariantError: weights were to be shared, and there are none, or one is an input or output as well.
+    """
+    graph = model.proto.graph
+    shared = {tensor.name for tensor in graph.initializer} if shares_weights else set()
+    if shares_weights and (not shared or shared & {info.name for info in (*graph.input, *graph.output)}):
+        raise NoVariantError("the model has no weights that could be shared")
     proto = _copy(model.proto)
     proto.ClearField("graph")
-    proto.graph.name = model.proto.graph.name
+    proto.graph.name = graph.name
     for prefix in ("a_", "b_"):
-        graph = _renamed(model.proto.graph, lambda name, prefix=prefix: prefix + name)  # type: ignore[misc]
-        proto.graph.node.extend(graph.node)
-        proto.graph.input.extend(graph.input)
-        proto.graph.output.extend(graph.output)
-        proto.graph.initializer.extend(graph.initializer)
-        proto.graph.value_info.extend(graph.value_info)
+        copied = _renamed(graph, lambda name, prefix=prefix: name if name in shared else prefix + name)  # type: ignore[misc]
+        proto.graph.node.extend(copied.node)
+        proto.graph.input.extend(copied.input)
+        proto.graph.output.extend(copied.output)
+        proto.graph.value_info.extend(info for info in copied.value_info if info.name not in shared)
+        if not shared or prefix == "a_":
+            proto.graph.initializer.extend(copied.initializer)
+    return model.with_proto(proto)
+
+
+def with_overridable_weights(model: Model) -> Model:
+    """The model with every initializer among its inputs, as the default that a caller may replace.
+
+    Raises:
+        NoVariantError: there is no such initializer.
+    """
+    proto = _copy(model.proto)
+    inputs = {info.name for info in proto.graph.input}
+    outputs = {info.name for info in proto.graph.output}
+    added = [tensor for tensor in proto.graph.initializer if tensor.name not in inputs | outputs]
+    if not added:
+        raise NoVariantError("the model has no initializer")
+    proto.graph.input.extend(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in added)
+    return model.with_proto(proto)
+
+
+def in_a_function(model: Model) -> Model:
+    """The model's nodes in a model-local function, to which inputs and weights are passed.
+
+    Raises:
+        NoVariantError: the model has no node, or an output that is an input or a weight.
+    """
+    graph = model.proto.graph
+    passed = [info.name for info in graph.input]
+    passed += [tensor.name for tensor in graph.initializer if tensor.name not in passed]
+    outputs = [info.name for info in graph.output]
+    if not graph.node or set(outputs) & set(passed):
+        raise NoVariantError("the model has no node, or an output that no node computes")
+    proto = _copy(model.proto)
+    function = proto.functions.add(domain=FUNCTION_DOMAIN, name="whole")
+    function.input.extend(passed)
+    function.output.extend(outputs)
+    function.node.extend(graph.node)
+    function.opset_import.extend(entry for entry in model.proto.opset_import)
+    proto.graph.ClearField("node")
+    proto.graph.ClearField("value_info")
+    proto.graph.node.append(helper.make_node("whole", passed, outputs, name="whole", domain=FUNCTION_DOMAIN))
+    proto.opset_import.append(helper.make_opsetid(FUNCTION_DOMAIN, 1))
+    proto.ir_version = max(proto.ir_version, ir_version_for(standard_opset(proto), has_functions=True))
     return model.with_proto(proto)
 
 

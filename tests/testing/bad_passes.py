@@ -20,6 +20,7 @@ NORM = """g (float[N, 8] x) => (float[N, 8] y) <float e = {0.00001}> {
 }"""
 NEGATIONS = "g (float[N, 4] x) => (float[N, 4] y) { r = Relu(x) a = Neg(r) b = Neg(a) y = Exp(b) }"
 GELU = '<opset_import: ["": 20]> g (float[N, 4] x) => (float[N, 4] y) { r = Relu(x) y = Gelu(r) }'
+ZERO = "g (float[N, 4] x) => (float[N, 4] y) <float[4] t = {0.0, 0.0, 0.0, 0.0}> { r = Relu(x) a = Add(r, t) y = Exp(a) }"
 HALF = "g (float[N, 4] x) => (float[N, 4] y) <float t = {2.0}> { r = Relu(x) y = Div(r, t) }"
 DOUBLE = "g (float[N, 4] x) => (float[N, 4] y) <float t = {2.0}> { r = Relu(x) y = Mul(r, t) }"
 BIAS_GELU = """<opset_import: ["": 20]> g (float[N, 4] x) => (float[N, 4] y) <float[4] b = {0.5, -1.0, 2.0, 0.0}> {
@@ -203,6 +204,24 @@ class BelowOpset18(Negations):
 
     def graphs(self, proto: ModelProto) -> Iterator[GraphProto]:
         return all_graphs(proto) if proto.opset_import[0].version < 18 else iter(())
+
+
+class TakesDefaultsForConstants(ModelPass):
+    """x + 0 -> x, where the zeros may also be the default of an input."""
+
+    name = "takes-defaults-for-constants"
+
+    def transform(self, session: Any) -> Any:
+        proto = ModelProto()
+        proto.CopyFrom(session.model.proto)
+        zeros = {tensor.name for tensor in proto.graph.initializer if not np.any(session.model.tensor(tensor))}
+        found = [node for node in proto.graph.node if node.op_type == "Add" and node.input[1] in zeros]
+        for node in found:
+            replace_everywhere(proto, node.output[0], node.input[0])
+            name = (node.name or node.output[0],)
+            session.sites.append(Site(f"{self.name}#{len(session.sites)}", proto.graph.name, name, (), ("Add",)))
+            proto.graph.node.remove(node)
+        return session.model.with_proto(proto) if found else session.model
 
 
 class RandomNames(Negations):

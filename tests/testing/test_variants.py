@@ -144,6 +144,38 @@ def test_in_bodies(text):
             np.testing.assert_array_equal(old, new)
 
 
+def test_twice_with_shared_weights():
+    before = large()
+    made = variants.twice(before, shares_weights=True)
+    assert len(made.proto.graph.initializer) == 1
+    for got, feed in zip(run(made, a_x=X, b_x=X + 1), (X, X + 1), strict=True):
+        np.testing.assert_array_equal(got, run(before, x=feed)[0])
+    with pytest.raises(NoVariantError, match="no weights"):
+        variants.twice(model_of("g (float[N] x) => (float[N] y) { y = Neg(x) }"), shares_weights=True)
+
+
+def test_weights_as_defaults_of_inputs():
+    before = model_of(TEXT)
+    made = variants.with_overridable_weights(before)
+    assert [info.name for info in made.proto.graph.input] == ["x", "w"]
+    np.testing.assert_array_equal(run(made, x=X[:, :4])[0], run(before, x=X[:, :4])[0])
+    np.testing.assert_array_equal(run(made, x=X[:, :4], w=np.zeros(4, np.float32))[1], -np.maximum(X[:, :4], 0))
+    with pytest.raises(NoVariantError, match="no initializer"):
+        variants.with_overridable_weights(made)
+
+
+@pytest.mark.parametrize("text", [TEXT, BODY])
+def test_in_a_function(text):
+    before = model_of(text)
+    made = variants.in_a_function(before)
+    assert [node.op_type for node in made.proto.graph.node] == ["whole"]
+    feeds = {"x": X[:, :4]} | ({"c": np.array(True)} if text == BODY else {})
+    for old, new in zip(run(before, **feeds), run(made, **feeds), strict=True):
+        np.testing.assert_array_equal(old, new)
+    with pytest.raises(NoVariantError, match="no node computes"):
+        variants.in_a_function(model_of("g (float[N] x) => (float[N] y, float[N] x) { y = Neg(x) }"))
+
+
 def test_an_input_that_is_an_output_is_copied_in_bodies():
     before = model_of("g (float[N] x) => (float[N] y, float[N] x) { y = Neg(x) }")
     made = variants.in_bodies(before)
