@@ -25,6 +25,9 @@ Attempt = Callable[[Model, Sequence[InputSet], SessionWorker], PassReport]
 _TRIAL_SECONDS: Final = 30.0
 """After which one run of a part is ended."""
 
+_MOST_SETS: Final = 4
+"""Input sets whose inner values are held while parts are tried."""
+
 _WAYS: Final = (
     ("is too slow", re.compile(TOO_SLOW)),
     ("crashes", re.compile(r"\bdied of\b|\bended with status\b")),
@@ -81,7 +84,7 @@ def _reduced(
     if "is too slow" in ways:
         return None
     worst = record.parity.worst_input_set if record.parity is not None else ""
-    ordered = sorted(input_sets, key=lambda one: one.name != worst)
+    ordered = sorted(input_sets, key=lambda one: one.name != worst)[:_MOST_SETS]
     with SessionWorker(timeout=_TRIAL_SECONDS) as worker:
 
         def still_fails(part: Model, sets: Sequence[InputSet]) -> bool:

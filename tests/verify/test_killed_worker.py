@@ -202,8 +202,10 @@ def test_a_hanging_worker_is_told_by_the_time_that_it_has(monkeypatch: pytest.Mo
 
 def test_an_original_that_crashes_is_rewritten_but_not_verified() -> None:
     crashing = chain(EmptyBatch(everywhere=True)).run(onnx.parser.parse_model(MODEL), verify="off").model
-    report = chain(Gelu()).run(crashing, verify="model").report
+    sets = [{"x": np.ones((batch, 3, 16), np.float32)} for batch in (1, 2)]
+    report = chain(Gelu()).run(crashing, verify="model", inputs=sets).report
     assert report.verdict == "unverified"
+    assert "the original cannot be run on any input set; inputs-0" in report.reason
     assert "died of SIGFPE" in report.reason
     assert [record.status for record in report.passes] == ["applied"]
 
