@@ -170,7 +170,16 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise UsageError(f"the mapping {path} is malformed: {' '.join(str(error).split())}.", _FORM) from error
     if not isinstance(data, Mapping):
         raise UsageError(f"{path} holds no mapping.", _FORM)
-    return data
+    return _with_text(data)
+
+
+def _with_text(data: Mapping[Any, Any]) -> dict[str, Any]:
+    """Numbers as text: exporters number values, and YAML does not know that 2044 is a name."""
+    spelled = {}
+    for name, value in data.items():
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        spelled[str(name)] = _with_text(value) if isinstance(value, Mapping) else str(value) if is_number else value
+    return spelled
 
 
 def _sorted_out(data: Mapping[str, Any], reference: GraphProto) -> tuple[dict[str, str], dict[str, str]]:

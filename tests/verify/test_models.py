@@ -37,6 +37,13 @@ def test_a_mapping_in_two_parts_and_as_a_file(parse, tmp_path):
     assert verify(parse(REFERENCE), parse(RENAMED), mapping=str(tmp_path / "names.yaml")).equal
 
 
+def test_numbers_are_names(parse, tmp_path):
+    numbered = parse(RENAMED)
+    numbered.proto.graph.output[1].name = numbered.proto.graph.node[1].output[0] = "2044"
+    (tmp_path / "names.yaml").write_text("inputs: {a: u, b: v}\noutputs: {sum: 2044, product: p}\n")
+    assert verify(parse(REFERENCE), numbered, mapping=tmp_path / "names.yaml").equal
+
+
 def test_the_inputs_go_where_the_mapping_says(parse):
     """a - b is not b - a."""
     crossed = {"a": "v", "b": "u", "sum": "s", "product": "p"}
