@@ -59,7 +59,7 @@ class Examination:
         if applied.kind is None:
             found.alone = self._alone()
         smallest = self._narrow(found)
-        if smallest is not None and applied.kind is None:
+        if applied.kind is None:
             found.divergence = self._divergence(smallest)
         return found
 
@@ -71,7 +71,7 @@ class Examination:
     def _after(self) -> Model:
         return self.applied.after if self.applied.after is not None else self.applied.before
 
-    def _narrow(self, found: Culprit) -> Model | None:
+    def _narrow(self, found: Culprit) -> Model:
         """Finds the changes that are wrong; returns the model before the pass with these alone if that fails, or the whole."""
         before, after = GraphIndex(self.applied.before), GraphIndex(self._after())
         parts = regions(before, after, claimed(self.applied.sites))
@@ -89,7 +89,8 @@ class Examination:
         if not rest:
             return self._after()
         found.is_enough = trials.fails(undone)
-        return mixture(before, after, rest) if found.is_enough else self._after()
+        alone = mixture(before, after, rest) if found.is_enough else None
+        return self._after() if alone is None or self.static_problem(alone) else alone
 
     def static_problem(self, model: Model) -> str:
         """Why the model cannot be run in the place of the one before the pass, or an empty string."""
