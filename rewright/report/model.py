@@ -14,6 +14,7 @@ from rewright.verify.mutation import MutationEvidence
 from rewright.verify.parity import ParityEvidence
 from rewright.verify.probes import ProbeEvidence
 from rewright.verify.sites.evidence import SiteParityEvidence
+from rewright.verify.static.evidence import StaticEvidence
 from rewright.verify.structure import StructureEvidence
 
 Verdict = Literal["passed", "passed-with-rollbacks", "failed", "unverified"]
@@ -161,6 +162,7 @@ class Report(_Record):
     fates: list[Fate] = Field(default_factory=list)
     parity: ParityEvidence | None = None
     mutation: MutationEvidence | None = None
+    static: StaticEvidence | None = None
     probes: list[ProbeEvidence] = Field(default_factory=list)
     quantization: dict[str, Any] | None = None
     warnings: list[str] = Field(default_factory=list)

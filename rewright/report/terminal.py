@@ -166,6 +166,9 @@ def _print_evidence(report: Report, console: Console) -> None:
     mutation = wording.mutation_sentence(report)
     if mutation:
         facts.add_row("self-test", Text(mutation))
+    static = wording.static_sentence(report)
+    if static and report.static is not None:
+        facts.add_row("static", Text(printable(static), "" if report.static.status == "passed" else "yellow"))
     for number, line in enumerate(wording.probe_sentences(report)):
         facts.add_row("" if number else "probes", Text(printable(line), "bold red" if line.startswith("broken") else ""))
     facts.add_row("cost", f"{wording.seconds(report.seconds)} s, {wording.byte_size(report.rss_peak)} peak memory")

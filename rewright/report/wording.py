@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rewright.report.model import Fate, PassReport, Report
 from rewright.verify.comparison import OutputEvidence
 from rewright.verify.parity import ParityEvidence
+from rewright.verify.static.evidence import is_wrong
 
 VERDICTS = {
     "passed": "Passed: the result agrees with the original.",
@@ -140,6 +141,18 @@ def mutation_sentence(report: Report) -> str:
     if test.status == "not-run":
         return f"not run: {test.reason}"
     return f"{len(test.noticed)} of {len(test.tried)} planted faults noticed"
+
+
+def static_sentence(report: Report) -> str:
+    """What was found of the result without comparing it, or the empty string if that was not asked for."""
+    found = report.static
+    if found is None:
+        return ""
+    told = f"{found.bounded} of {found.values} values have proven bounds"
+    wrong = [finding for finding in found.findings if is_wrong(finding)]
+    if not wrong:
+        return told
+    return f"{told}; {found.reason}" + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "")
 
 
 def sites_of(record: PassReport) -> str:

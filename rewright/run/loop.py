@@ -42,6 +42,7 @@ from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.probes import ProbeEvidence
 from rewright.verify.process import SessionError, SessionWorker, first_line
 from rewright.verify.sites.gate import SiteGate
+from rewright.verify.static.checks import static_checks
 from rewright.verify.tolerance import least_exact
 
 _STRICT_INPUT_SETS: Final = 8
@@ -300,6 +301,9 @@ class _Run:
                 reason = f"parity {what}: {self.last_parity.reason}"
         report = self._report(verdict, reason)
         report.mutation, report.probes = mutation, probes
+        if self.options.verify == "strict":
+            sets = self.gate.input_sets if self.gate is not None else ()
+            report.static = static_checks(self.current, self.options.target, input_sets=sets, worker=self.worker)
         return RunResult(self.current, report)
 
     def _load_problem(self) -> str:
