@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import onnx
 from onnx import GraphProto, NodeProto
 
 from rewright.model.elements import normal_domain
@@ -80,7 +81,14 @@ def is_same_step(one: NodeProto, other: NodeProto) -> bool:
     """Whether two nodes compute the same from the same inputs."""
     if one.op_type != other.op_type or normal_domain(one.domain) != normal_domain(other.domain):
         return False
-    if len(one.input) != len(other.input) or len(one.attribute) != len(other.attribute):
-        return False
-    attributes = [{entry.name: entry.SerializeToString(deterministic=True) for entry in node.attribute} for node in (one, other)]
-    return attributes[0] == attributes[1]
+    return len(one.input) == len(other.input) and _attributes(one) == _attributes(other)
+
+
+def _attributes(node: NodeProto) -> dict[str, bytes]:
+    """The attributes that are not at their defaults; exporters differ in which of those they spell out."""
+    defaults = {}
+    if not normal_domain(node.domain) and onnx.defs.has(node.op_type):
+        stated = onnx.defs.get_schema(node.op_type).attributes.values()
+        defaults = {entry.name: entry.default_value.SerializeToString(deterministic=True) for entry in stated}
+    attributes = {entry.name: entry.SerializeToString(deterministic=True) for entry in node.attribute}
+    return {name: value for name, value in attributes.items() if defaults.get(name) != value}

@@ -9,6 +9,7 @@ import pytest
 import rewright
 from rewright.verify import trace
 from rewright.verify.divergence import Divergence, first_divergence
+from rewright.verify.inner_values import is_same_step
 from rewright.verify.inputs import InputSet
 from rewright.verify.models import verify
 
@@ -231,3 +232,12 @@ def test_a_fault_in_an_optimized_export_is_found(zoo, name, op):
     assert divergence.first.candidate.node == "planted_fault"
     assert divergence.first.reference.name == value
     assert divergence.last_agreeing is not None
+
+
+def test_steps_are_the_same_whichever_defaults_are_spelled_out():
+    def node(**attributes):
+        return onnx.helper.make_node("LayerNormalization", ["x", "g"], ["y"], **attributes)
+
+    assert is_same_step(node(axis=-1), node(stash_type=1, epsilon=1e-5))
+    assert not is_same_step(node(axis=-1), node(epsilon=1e-12))
+    assert not is_same_step(node(), onnx.helper.make_node("RMSNormalization", ["x", "g"], ["y"]))
