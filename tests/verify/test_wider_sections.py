@@ -88,3 +88,12 @@ ONCE = f"""g (float[N, 8] x) => (float[N, 8] y, float[N, 8] z) {WEIGHTS} {{
 def test_a_product_that_is_computed_once_instead_of_twice_is_the_same():
     assert check(TWICE, ONCE).status == "passed"
     assert check(TWICE, ONCE.replace("y = Sub(a, p)", "y = Sub(a, x)")).status == "failed"
+
+
+SCORES = "g (float16[N, 4, 8] q, float16[N, 8, 4] k) => (float16[N, 4, 4] y) { s = MatMul(q, k) %s }"
+
+
+def test_products_of_half_precision_stay_finite():
+    before = SCORES % "y = Softmax<axis = -1>(s)"
+    after = SCORES % "m = ReduceMax<axes = [2]>(s) d = Sub(s, m) e = Exp(d) t = ReduceSum<keepdims = 1>(e, last) y = Div(e, t)"
+    assert check(before, after.replace("{ s", "<int64[1] last = {2}> { s")).status == "passed"

@@ -25,6 +25,7 @@ _MINUTE: Final = 1e-6
 
 _MASKED_BELOW: Final = -1e3
 _LARGEST_MASK: Final = 2**22
+_LARGEST_HALF: Final = 65504.0
 _HEAVY_CAPTURED: Final = 2
 _HEAVY_KINDS: Final = 4
 
@@ -100,6 +101,8 @@ def boundary_sets(
         yield BoundarySet(f"captured from input set {number}", arrays, number, True)
     number, base = _telling(captured)
     floats = [name for name in free if name in base and is_floating(base[name].dtype) and base[name].size]
+    has_halves = any(base[name].dtype == np.float16 for name in floats)
+    bounds = [bound for bound in bounds if not has_halves or bound**2 <= _LARGEST_HALF]  # their products would be infinite
     kinds = list(_FLOATS.items())[: _HEAVY_KINDS if is_heavy else None] + [_around(bound) for bound in bounds]
     for kind, make in kinds if floats else ():
         made = {

@@ -115,9 +115,10 @@ def make_section(
     old.settle(outputs)
     new.settle(outputs)
     own = set(old.inputs).intersection(new.inputs), set(old.numbers)
+    own_size = len(old.numbers)
     held = _grow(old, new, outputs)
-    if is_closed:
-        _close(old, new, outputs)
+    while is_closed and len(old.numbers) < own_size + _MOST_NODES_CLOSED and _close(old, new, outputs):
+        held = _grow(old, new, outputs)
     shared = [name for name in old.inputs if name in set(new.inputs)]
     bound = _upstream_of(held, (before, after))
     grown = {name for number in old.numbers - own[1] for name in before.nodes[number].output}
@@ -156,18 +157,19 @@ def _grow(old: Side, new: Side, outputs: tuple[str, ...]) -> list[str]:
     return [name for name in dict.fromkeys((*old.inputs, *new.inputs)) if (name in first) != (name in second)]
 
 
-def _close(old: Side, new: Side, outputs: tuple[str, ...]) -> None:
-    """Takes in nodes, the same in both models, that make an input of nothing but other inputs and constants."""
-    for _ in range(_MOST_NODES_CLOSED):
-        boundary = {*old.inputs, *new.inputs}
-        made = [name for name in boundary if _follows(name, boundary - {name}, old, new.index)]
-        if not made:
-            return
-        last = max(made, key=lambda name: old.index.producer[name])  # the others may be what it is made of
-        old.add_maker(last)
-        new.add_maker(last)
-        old.settle(outputs)
-        new.settle(outputs)
+def _close(old: Side, new: Side, outputs: tuple[str, ...]) -> bool:
+    """Takes in a node, the same in both models, that makes an input of nothing but what both parts read, make or hold."""
+    boundary = {*old.inputs, *new.inputs}
+    known = boundary.union(name for side in (old, new) for node in side.nodes for name in node.output)
+    made = [name for name in boundary if _follows(name, known - {name}, old, new.index)]
+    if not made:
+        return False
+    last = max(made, key=lambda name: old.index.producer[name])  # the others may be what it is made of
+    old.add_maker(last)
+    new.add_maker(last)
+    old.settle(outputs)
+    new.settle(outputs)
+    return True
 
 
 def _follows(name: str, others: set[str], old: Side, after: GraphIndex) -> bool:
