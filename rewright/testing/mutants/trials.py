@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from types import new_class
 from typing import ClassVar, Final, Literal, cast, get_args
@@ -104,8 +105,12 @@ def trials(subject: Subject, mutants: Sequence[Mutant], verify: VerifyMode) -> I
 def _run(subject: Subject, mutants: Sequence[Mutant | None], verify: VerifyMode) -> list[PassReport]:
     options = RunOptions(target=subject.target, verify=verify, on_failure=_WHOLE)
     steps = [mutated(subject, mutant) for mutant in mutants]
-    with promised_kernel(subject.step.name):
-        return run_passes(_copy(subject.before), steps, subject.step.name, options).report.passes
+    gc.freeze()  # a pass that is undone has the collector run, and what is there by now stays
+    try:
+        with promised_kernel(subject.step.name):
+            return run_passes(_copy(subject.before), steps, subject.step.name, options).report.passes
+    finally:
+        gc.unfreeze()
 
 
 def _copy(model: Model) -> Model:
