@@ -22,6 +22,19 @@ class WrongNumbers(PatternPass):
         return op.Sigmoid(x)
 
 
+class TooRough(PatternPass):
+    """Tanh(x) -> Softsign(x), as an approximation."""
+
+    name = "too-rough"
+    exactness = "approximate"
+
+    def pattern(self, op, x):
+        return op.Tanh(x)
+
+    def rewrite(self, op, x):
+        return op.Softsign(x)
+
+
 def _first(graph, *ops):
     return next((node for node in graph.nodes if node.op in ops), None)
 
@@ -67,4 +80,4 @@ def kills(graph):
 
 @hookimpl
 def rewright_passes():
-    return [WrongNumbers, crashes, again_and_again, orders_by_hash, never_ends, kills]
+    return [WrongNumbers, TooRough, crashes, again_and_again, orders_by_hash, never_ends, kills]

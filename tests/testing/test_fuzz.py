@@ -63,6 +63,11 @@ def test_what_a_pass_does_wrong_is_named(examiner, name):
     assert EXPECTED[name][1] in finding.reason
 
 
+def test_an_approximation_that_is_undone_is_counted_and_no_finding(examiner):
+    assert examiner.judge(TANH, "too-rough", is_idempotent=True) is None
+    assert examiner.tally.ends == {"approximation undone": 1}
+
+
 def test_a_pass_that_does_not_end_is_stopped(catalog):
     finding = Examiner(catalog, limit=0.5).judge(TANH, "never-ends", is_idempotent=True)
     assert finding is not None
