@@ -65,12 +65,6 @@ GRAPHS = {
         """g (float[N, S, 4] x) => (float[N, S, 4] y) <int64[1] zero = {0}, int64[1] one = {1}> {
             none = Slice(x, zero, zero, one) s = Identity(none) y = Concat<axis = 1>(s, x) }""",
     ),
-    "scores of half precision": (
-        "multi-head-attention",
-        23,
-        """g (float16[N, 2, S, 4] q, float16[N, 2, 4, S] k, float16[N, 2, S, 4] v) => (float16[N, 2, S, 4] y) {
-            s = MatMul(q, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }""",
-    ),
 }
 
 
