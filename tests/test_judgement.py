@@ -75,6 +75,32 @@ def test_a_cache_that_is_cut_short_passes_parity_and_fails_the_run() -> None:
     assert report.reason.startswith("the probe 'cached-steps' (past_key): step 3: output 'y' differs by ")
 
 
+SENSITIVE = """<ir_version: 10, opset_import: ["": 17]>
+g (float[batch, seq, 16] x, float[batch, seq, 16] residual) => (float[batch, seq, 16] y)
+    <float[16] ones = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}, float[16] zeros = {0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0},
+     float large = {60}> {
+        sum = Add(x, residual)
+        normal = LayerNormalization<axis = -1, epsilon = 1e-5>(sum, ones, zeros)
+        widened = Mul(normal, large)
+        y = Sin(widened)
+    }"""
+"""What follows the normalisation multiplies its last bit by sixty, as the layers of a decoder may."""
+
+
+def test_a_fusion_that_rounds_otherwise_is_kept_where_the_model_itself_is_no_quieter(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = rewright.optimize(parser.parse_model(SENSITIVE), chain="skip-layer-norm").report
+    (record,) = report.passes
+    assert record.parity is not None
+    (output,) = record.parity.outputs
+    assert (record.status, report.verdict) == ("applied", "passed")
+    assert output.noise is not None
+    assert output.needed_rtol is not None
+    assert output.needed_rtol > output.rtol
+    monkeypatch.setattr("rewright.verify.comparison.NOISE_CEILING", 0.0)
+    without = rewright.optimize(parser.parse_model(SENSITIVE), chain="skip-layer-norm").report
+    assert without.passes[0].status == "rolled-back"
+
+
 def test_nothing_is_probed_where_nothing_has_changed_or_nothing_is_run() -> None:
     bert = ZOO / "bert.ts17.sdpa.onnx"
     assert Chain([], catalog=NO_PLUGINS).run(bert).report.probes == []
