@@ -5,3 +5,5 @@ pytester forgets the modules that a run in this process was the first to import,
 
 import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
+
+from rewright.testing import conformance, random_graphs  # noqa: F401
