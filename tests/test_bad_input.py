@@ -204,7 +204,7 @@ def test_a_wrong_chain(chain, expected, folder, refused):
         (["--set", "gelu.speed=3"], "has no option 'speed'"),
         (["--set", "gelu-approximation.heads=3"], "holds no pass 'gelu-approximation'"),
         (["--target", "cud"], "Did you mean cuda"),
-        (["--verify", "some"], "off, structure, model, strict"),
+        (["--verify", "some"], "off, structure, model, sites, strict"),
         (["--on-failure", "rolback"], "Did you mean rollback"),
         (["--backend", "fast"], "standalone, ort, auto"),
         (["--inputs", "absent.npz"], "absent.npz"),

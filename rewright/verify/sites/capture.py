@@ -26,10 +26,10 @@ class Capture:
         self._values: list[dict[str, np.ndarray]] = [dict(input_set.arrays) for input_set in input_sets]
         self.problem = ""
 
-    def forget(self, *models: GraphIndex) -> None:
-        """Drops values that none of the models has: their names may be given to others."""
+    def forget(self, index: GraphIndex) -> None:
+        """Drops values that the model does not have: their names may be given to others."""
         for values in self._values:
-            for name in [name for name in values if not any(index.knows(name) for index in models)]:
+            for name in [name for name in values if not index.knows(name)]:
                 del values[name]
 
     def get(self, names: Iterable[str]) -> list[tuple[int, dict[str, np.ndarray]]]:

@@ -95,7 +95,7 @@ class SiteGate:
         """Runs every region that differs between the two models. Nothing is raised for a model that does not run."""
         started = time.perf_counter()
         check = SiteCheck(GraphIndex(before), GraphIndex(after))
-        self._capture.forget(check.before, check.after)
+        self._capture.forget(check.before)
         cases = self._cases(check, regions(check.before, check.after, sites), exactness)
         self._run([case for case in cases if case.first is None], exactness)
         self._run([case for case in cases if case.first is not None], exactness)
