@@ -117,7 +117,33 @@ def test_a_constant_that_changed_its_value_changes_who_reads_it() -> None:
     )
     (region,) = regions(before, after)
     assert ops(region) == (["Mul"], ["Mul"])
-    assert mixture(before, after, [region]) is None  # one name cannot have both values
+    mixed = mixture(before, after, [region])
+    assert mixed is not None
+    assert mixed.fingerprint() == before.model.fingerprint()
+
+
+def test_a_constant_of_which_both_values_are_needed_keeps_its_name_for_the_old_one() -> None:
+    text = "g (float[2] x) => (float[2] y, float[2] z) <float[2] k = {1, %d}> { y = Mul(x, k) z = Add(x, k) }"
+    before, after = indexes(text % 2, text % 3)
+    first, _ = regions(before, after)
+    mixed = mixture(before, after, [first])
+    assert mixed is not None
+    assert [list(node.input) for node in mixed.proto.graph.node] == [["x", "k"], ["x", "k_1"]]
+    values = {tensor.name: mixed.tensor(tensor).tolist() for tensor in mixed.proto.graph.initializer}
+    assert values == {"k": [1, 2], "k_1": [1, 3]}
+
+
+def test_a_changed_constant_that_a_branch_reads_too_cannot_be_had_both_ways() -> None:
+    text = """g (float[2] x, bool c) => (float[2] y, float[2] z) <float[2] k = {1, %d}> {
+        y = Mul(x, k)
+        z = If (c) <then_branch = t () => (float[2] u) { u = Add(x, k) }, else_branch = e () => (float[2] v) { v = Neg(x) }>
+    }"""
+    before, after = indexes(text % 2, text % 3)
+    first, second = regions(before, after)
+    assert mixture(before, after, [first]) is None
+    mixed = mixture(before, after, [first, second])
+    assert mixed is not None
+    assert mixed.fingerprint() == before.model.fingerprint()
 
 
 def test_what_a_kept_region_reads_of_an_undone_one_stays() -> None:
@@ -129,7 +155,10 @@ def test_what_a_kept_region_reads_of_an_undone_one_stays() -> None:
     first = next(region for region in found if region.sites == ("one",))
     mixed = mixture(before, after, [first])
     assert mixed is not None
-    assert [node.op_type for node in mixed.proto.graph.node] in (["Identity", "Relu", "Abs", "Neg"], ["Relu", "Identity", "Abs", "Neg"])
+    assert [node.op_type for node in mixed.proto.graph.node] in (
+        ["Identity", "Relu", "Abs", "Neg"],
+        ["Relu", "Identity", "Abs", "Neg"],
+    )
 
 
 def test_a_change_in_a_body_is_one_of_the_node_that_holds_it() -> None:

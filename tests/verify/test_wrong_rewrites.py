@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import wrong_attention_passes
 import wrong_graph_passes
+import wrong_mask_passes
 import wrong_passes
 from mistakes import Mistake, outputs_that_differ, undone
 
@@ -11,7 +12,8 @@ from rewright import GateError
 from rewright.model.load import load
 from rewright.verify.inputs import make_input_sets
 
-MISTAKES = wrong_passes.MISTAKES + wrong_attention_passes.MISTAKES + wrong_graph_passes.MISTAKES
+ROOMS = (wrong_passes, wrong_attention_passes, wrong_mask_passes, wrong_graph_passes)
+MISTAKES = [mistake for room in ROOMS for mistake in room.MISTAKES]
 HIDDEN = [mistake for mistake in MISTAKES if mistake.is_hidden]
 BY_NAME = {mistake.name: mistake for mistake in MISTAKES}
 

@@ -3,10 +3,12 @@
 import pytest
 import wrong_attention_passes
 import wrong_graph_passes
+import wrong_mask_passes
 import wrong_passes
 from mistakes import Mistake, kept, outputs_of, outputs_that_differ, undone
 
-MISTAKES = wrong_passes.MISTAKES + wrong_attention_passes.MISTAKES + wrong_graph_passes.MISTAKES
+ROOMS = (wrong_passes, wrong_attention_passes, wrong_mask_passes, wrong_graph_passes)
+MISTAKES = [mistake for room in ROOMS for mistake in room.MISTAKES]
 
 
 def each(mistakes):
@@ -46,3 +48,15 @@ def test_a_pass_that_loses_an_output_makes_no_model_and_is_undone():
     assert "'wrong0_minus' that nothing produces" in record.reason
     assert (undone(record), kept(record)) == ({"wrong0"}, {"right0"})
     assert outputs_that_differ(lost.proto, result.model) == set()
+
+
+def test_what_a_pass_did_to_another_reader_of_a_weight_is_undone():
+    mistake = wrong_graph_passes.IN_PLACE
+    assert outputs_that_differ(mistake.proto, mistake.run(verify="off").model) == {"wrong0"}
+    result = mistake.run(verify="sites")
+    (record,) = result.report.passes
+    assert [change.at for change in record.undone] == ["the change at wrong0_straight"]
+    assert kept(record) == {"right0", "right1", "wrong0"}
+    assert outputs_that_differ(mistake.proto, result.model) == set()
+    names = [tensor.name for tensor in result.model.proto.graph.initializer]
+    assert {"weight", "weight_1"} <= set(names)

@@ -180,6 +180,27 @@ class FoldedNorm(ModelPass):
         return session.model.with_proto(proto)
 
 
+class TransposedInPlace(ModelPass):
+    """MatMul(x, Transpose(W)) -> MatMul(x, W) with W transposed, whoever else reads W."""
+
+    name = "transposed-in-place"
+    exactness = "reassociating"
+
+    def transform(self, session: PassSession) -> Model:
+        proto = copied(session.model)
+        old = {node.name: node for node in session.view.graph.nodes}
+        held = {tensor.name: tensor for tensor in proto.graph.initializer}
+        for node in [node for node in proto.graph.node if node.op_type == "Transpose"]:
+            weight = held[node.input[0]]
+            turned = np.ascontiguousarray(session.model.tensor(weight).T)
+            weight.CopyFrom(numpy_helper.from_array(turned, weight.name))
+            user = next(item for item in proto.graph.node if node.output[0] in item.input)
+            user.input[1] = weight.name
+            proto.graph.node.remove(node)
+            session.record(session.view.graph, [old[node.name], old[user.name]], [old[user.name]])
+        return session.model.with_proto(proto)
+
+
 class LostOutput(ModelPass):
     """Relu(Neg(x)) -> Max(-x, 0) in other ops, whether Neg's value is asked for elsewhere or not."""
 
@@ -303,6 +324,15 @@ MISTAKES = (
         },
     ),
 )
+IN_PLACE = Mistake(
+    TransposedInPlace(),
+    """{p}_turned = Transpose<perm = [1, 0]>({weight})  {p}_product = MatMul(x, {p}_turned)  {rest}
+       {p} = Add({p}_product, {other})""",
+    right=[{"weight": "other_weight", "rest": "", "other": "bias"}, {"weight": "third_weight", "rest": "", "other": "x"}],
+    wrong=[{"weight": "weight", "rest": "wrong0_straight = MatMul(x, weight)", "other": "wrong0_straight"}],
+    weights={"third_weight": half((8, 8), 3)},
+)
+
 LOST_OUTPUT = Mistake(
     LostOutput(),
     "{p}_minus = Neg({x})  {p}_positive = Relu({p}_minus)  {p} = Add({p}_positive, {other})",
