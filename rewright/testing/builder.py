@@ -73,16 +73,27 @@ class GraphBuilder:
         return made
 
     def input(self, name: str, dtype: Any = "float32", shape: Dims | None = None) -> Value:
-        """A graph input; dimensions are sizes, symbols, or None. Without a shape not even the rank is stated."""
-        value = Value(self, self._unique(name), type_of(dtype, shape))
+        """A graph input; dimensions are sizes, symbols, or None. Without a shape not even the rank is stated.
+
+        Raises:
+            UsageError: the name is taken, or there is no such dtype.
+        """
+        value = Value(self, self._claimed(name), type_of(dtype, shape))
         self._inputs.append(value)
         return value
 
     def constant(self, value: Any, dtype: Any = None, name: str = "constant") -> Value:
-        """An initializer. Python floats and lists of them are float32 by default, integers int64; arrays keep their dtype."""
+        """An initializer. Python floats and lists of them are float32 by default, integers int64; arrays keep their dtype.
+
+        Raises:
+            UsageError: there is no such dtype, or it holds integers and the value does not.
+        """
         array = np.asarray(value)
         if dtype is not None:
-            array = array.astype(_numpy_dtype(dtype))
+            converted = array.astype(_numpy_dtype(dtype))
+            if converted.dtype.kind in "iub" and array.dtype.kind == "f" and not np.array_equal(converted, array):
+                raise UsageError(f"{value} is no {converted.dtype}.", "Cast the other operand, or give a whole number.")
+            array = converted
         elif not isinstance(value, (np.ndarray, np.generic)) and array.dtype == np.float64:
             array = array.astype(np.float32)
         made = Value(self, self._unique(name), type_of(array.dtype, array.shape))
@@ -98,13 +109,17 @@ class GraphBuilder:
         return self.constant(numbers, dtype, name)
 
     def output(self, value: Value, name: str | None = None, dtype: Any = None, shape: Dims | None = None) -> Value:
-        """Makes a value a graph output, under another name if one is given; type and shape are inferred where not stated."""
+        """Makes a value a graph output, under another name if one is given; type and shape are inferred where not stated.
+
+        Raises:
+            UsageError: the name is taken.
+        """
         if value.builder is not self:  # ONNX Runtime refuses a body that returns a value of the graph around it
             value = self.op("Identity", value)
         if name is not None and name != value.name:
             if value in (*self._inputs, *self._outputs) or value.name in self._initializers:
                 value = self.op("Identity", value)
-            value.name = self._unique(name)
+            value.name = self._claimed(name)
         if dtype is not None or shape is not None:
             value.type = type_of(dtype if dtype is not None else value.dtype, shape if shape is not None else value.shape)
             value.is_stated = True
@@ -222,6 +237,11 @@ class GraphBuilder:
 
     def _root(self) -> GraphBuilder:
         return self if self._parent is None else self._parent._root()
+
+    def _claimed(self, name: str) -> str:
+        if name in self._root()._names:
+            raise UsageError(f"the name '{name}' is taken.", "Choose another.")
+        return self._unique(name)
 
     def _unique(self, name: str) -> str:
         """The name itself if it is free, else with a number; bodies share the names, so that nothing is shadowed."""

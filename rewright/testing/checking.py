@@ -15,7 +15,7 @@ from rewright.passes.contract import Pass, Target
 from rewright.passes.session import PassSession
 from rewright.registry.catalog import default_catalog
 from rewright.report.model import PassReport
-from rewright.run import RunResult, VerifyMode
+from rewright.run import GateError, RunResult, VerifyMode
 from rewright.run.options import PARITY_MODES
 from rewright.testing import wording
 from rewright.testing.sources import Seal, Source, model_of
@@ -133,10 +133,10 @@ def examine(
     origin = Chain(before).run(start, target=target, verify="off").model if before else start
     own = list(chain) if isinstance(pass_, str) else [step for step in chain if step.name == pass_.name]
     mode: VerifyMode = verify if sites else "off"
-    result = chain.run(origin, target=target, verify=mode, inputs=inputs)
+    result = _run(chain, origin, target, mode, inputs)
     if sites is None and any(record.sites for record in result.report.passes):
         mode = verify  # only now is there something to compare
-        result = chain.run(origin, target=target, verify=mode, inputs=inputs)
+        result = _run(chain, origin, target, mode, inputs)
     records = [record for record in result.report.passes if record.name in {step.name for step in own}]
 
     problems = wording.firing_problems(records, sites)
@@ -173,6 +173,14 @@ def chain_of(pass_: PassLike) -> Chain:
     step = pass_() if isinstance(pass_, type) else pass_
     catalog = default_catalog()
     return Chain([step], catalog=catalog if step.name in catalog else catalog.extended(type(step)))
+
+
+def _run(chain: Chain, model: Model, target: Target, verify: VerifyMode, inputs: Inputs | None) -> RunResult:
+    """The run; where a pass has the policy to raise, with the model as it was and the report up to there."""
+    try:
+        return chain.run(model, target=target, verify=verify, inputs=inputs)
+    except GateError as error:
+        return RunResult(model, error.report)
 
 
 def _refusal_problems(records: list[PassReport], reason: str | None) -> list[str]:

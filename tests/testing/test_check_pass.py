@@ -160,6 +160,11 @@ def test_ops_that_are_left():
     assert "the result has 1 x BiasGelu instead of 2, 0 x Erf instead of 1; it holds com.microsoft::BiasGelu 1" in message
 
 
+def test_a_pass_that_asks_for_an_end_of_the_run_gets_the_same_message():
+    message = failure(WrongEpsilon(on_failure="raise"), NORM)
+    assert "wrong-epsilon rolled back: sites: wrong-epsilon#0: value 's'" in message
+
+
 @pytest.mark.parametrize("verify", ["model", "sites"])
 def test_wrong_numbers_are_told_with_figures(verify):
     message = failure(WrongEpsilon, NORM, verify=verify)

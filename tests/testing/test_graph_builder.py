@@ -230,14 +230,15 @@ def test_output_types_that_are_stated():
 
 def test_an_unknown_op_is_refused_with_a_proposal():
     g = GraphBuilder(17)
+    x = g.input("x")
     with pytest.raises(UsageError, match="opset 17 has no op 'Rleu'") as raised:
-        g.Rleu(g.input("x"))
+        g.Rleu(x)
     assert "Did you mean Relu" in raised.value.hint
     with pytest.raises(UsageError, match="opset 17 has no op 'Gelu'") as raised:
-        g.Gelu(g.input("x"))
+        g.Gelu(x)
     assert raised.value.hint == "Choose another opset."
     with pytest.raises(AttributeError, match=r"op\('relu', ...\)"):
-        g.relu(g.input("x"))
+        g.relu(x)
 
 
 def test_values_of_another_graph_are_refused():
@@ -253,6 +254,19 @@ def test_values_of_another_graph_are_refused():
         g.model()
     with pytest.raises(UsageError, match="there is no dtype 'flaot32'"):
         g.input("y", "flaot32")
+
+
+def test_names_that_are_taken_and_numbers_that_do_not_fit_are_refused():
+    g = GraphBuilder()
+    x = g.input("x", "int64", ["N"])
+    with pytest.raises(UsageError, match="the name 'x' is taken"):
+        g.input("x")
+    with pytest.raises(UsageError, match="the name 'x' is taken"):
+        g.output(g.Neg(x), name="x")
+    with pytest.raises(UsageError, match=r"2\.5 is no int64"):
+        g.Mul(x, 2.5)
+    g.output(x * 2.0)
+    np.testing.assert_array_equal(run(g, x=np.array([1, 2]))[0], [2, 4])
 
 
 def test_a_large_weight_is_not_in_the_way_of_inference():
