@@ -20,6 +20,7 @@ from rewright.passes.fusion.gelu import Gelu
 from rewright.passes.graph_pass import ModelPass
 from rewright.passes.session import PassSession
 from rewright.registry.catalog import Catalog
+from rewright.run import GateError
 
 ZOO = Path(__file__).parent / "zoo"
 NO_PLUGINS = Catalog([])
@@ -44,11 +45,38 @@ class KeepsEleven(ModelPass):
     def transform(self, session: PassSession) -> rewright.Model:
         proto = onnx.ModelProto()
         proto.CopyFrom(session.model.proto)
-        (node,) = (node for node in proto.graph.node if node.op_type == "Identity")
+        node = next(node for node in proto.graph.node if node.op_type == "Identity")
         node.op_type = "Slice"
         node.input.extend(["start", "end", "length"])
-        (seen,) = (node for node in session.view.graph.nodes if node.op == "Identity")
-        session.record(session.view.graph, [seen], [])
+        session.record(session.view.graph, [node for node in session.view.graph.nodes if node.op == "Identity"][:1], [])
+        return session.model.with_proto(proto)
+
+
+class AddToSum(ModelPass):
+    """Right: an Add is a Sum of two."""
+
+    name = "add-to-sum"
+
+    def transform(self, session: PassSession) -> rewright.Model:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(session.model.proto)
+        (node,) = (node for node in proto.graph.node if node.op_type == "Add")
+        node.op_type = "Sum"
+        session.record(session.view.graph, [node for node in session.view.graph.nodes if node.op == "Add"], [])
+        return session.model.with_proto(proto)
+
+
+class Renames(ModelPass):
+    """Right: names the node of the pooled sum."""
+
+    name = "renames"
+
+    def transform(self, session: PassSession) -> rewright.Model:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(session.model.proto)
+        (node,) = (node for node in proto.graph.node if node.op_type == "ReduceSum")
+        node.name = "pooling"
+        session.record(session.view.graph, [node for node in session.view.graph.nodes if node.op == "ReduceSum"], [])
         return session.model.with_proto(proto)
 
 
@@ -64,15 +92,40 @@ def test_a_decoder_keeps_what_it_holds() -> None:
     assert type(report).model_validate_json(report.to_json()).probes == report.probes
 
 
-def test_a_cache_that_is_cut_short_passes_parity_and_fails_the_run() -> None:
-    result = Chain([KeepsEleven()], catalog=NO_PLUGINS).run(parser.parse_model(CACHED))
-    report = result.report
-    assert report.passes[0].status == "applied"
-    assert report.parity is not None
-    assert report.parity.status == "passed"
-    assert probes(report)["cached-steps"] == "broken"
-    assert report.verdict == "failed"
-    assert report.reason.startswith("the probe 'cached-steps' (past_key): step 3: output 'y' differs by ")
+def test_a_pass_that_only_a_probe_finds_wrong_is_undone_and_the_others_are_kept() -> None:
+    chain = Chain([AddToSum(), KeepsEleven(), Renames()], catalog=NO_PLUGINS)
+    report = chain.run(parser.parse_model(CACHED)).report
+    assert [record.status for record in report.passes] == ["applied", "rolled-back", "applied"]
+    wrong = report.passes[1]
+    assert wrong.parity is not None
+    assert wrong.parity.status == "passed"
+    assert wrong.reason.startswith("the probe 'cached-steps' (past_key): step 3: output 'y' differs by ")
+    assert [site.status for site in wrong.sites] == ["rolled-back"]
+    assert probes(report)["cached-steps"] == "held"
+    assert report.verdict == "passed-with-rollbacks"
+    assert report.model.ops_after["ai.onnx::Identity"] == 1
+    assert "ai.onnx::Slice" not in report.model.ops_after
+    assert report.model.ops_after["ai.onnx::Sum"] == 1
+
+
+def test_two_such_passes_are_undone_one_after_the_other() -> None:
+    chain = Chain([KeepsEleven(), AddToSum(), KeepsEleven()], catalog=NO_PLUGINS)
+    twice = CACHED.replace("y = Add(x, pooled)", "again = Identity(pooled) y = Add(x, again)")
+    report = chain.run(parser.parse_model(twice)).report
+    assert report.verdict == "passed-with-rollbacks"
+    assert [(record.name, record.status) for record in report.passes] == [
+        ("keeps-eleven", "rolled-back"),
+        ("add-to-sum", "applied"),
+        ("keeps-eleven", "rolled-back"),
+    ]
+
+
+def test_a_broken_probe_raises_where_the_policy_says_so() -> None:
+    chain = Chain([KeepsEleven()], catalog=NO_PLUGINS)
+    with pytest.raises(GateError, match=r"the pass 'keeps-eleven' failed: the probe 'cached-steps'") as raised:
+        chain.run(parser.parse_model(CACHED), on_failure="raise")
+    assert raised.value.report.verdict == "failed"
+    assert probes(raised.value.report)["cached-steps"] == "broken"
 
 
 SENSITIVE = """<ir_version: 10, opset_import: ["": 17]>

@@ -1,7 +1,7 @@
 """Running a chain of passes on a model."""
 
 from rewright.passes.contract import FailurePolicy
-from rewright.run.loop import run_passes
+from rewright.run.mending import run_passes
 from rewright.run.options import (
     FAILURE_POLICIES,
     VERIFY_MODES,
