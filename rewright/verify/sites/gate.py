@@ -28,9 +28,6 @@ from rewright.verify.sites.thresholds import added_vectors, thresholds
 from rewright.verify.sites.wider import followed
 
 _MOST_CAPTURED: Final = 4
-_HEAVY: Final = 2**20
-"""Elements of weights from which a section runs on fewer sets."""
-
 _MOST_LOOKED_WIDER: Final = 16
 
 _LARGEST_SET: Final = 2**26
@@ -125,6 +122,8 @@ class SiteGate:
                 evidence.status = "unused"
                 continue
             sections.append((make_section(region, check.before, check.after, free_values), evidence))
+        # What lies around the one that ends first takes the least to capture.
+        sections.sort(key=lambda item: max(item[0].old.numbers, default=0))
         firsts: dict[tuple[object, ...], Section] = {}
         for section, _ in sections:
             firsts.setdefault(section.key, section)
@@ -160,14 +159,13 @@ class SiteGate:
             return []
         free = () if exactness == "quantizing" else section.free
         bounds = thresholds(section.old.index, section.old.nodes) + thresholds(section.new.index, section.new.nodes)
-        is_heavy = section.weight_elements() > _HEAVY
         shared = set(section.new.inputs).intersection(section.old.inputs) if not section.held else set()
         return list(
             boundary_sets(
                 captured,
                 free,
                 self._seed,
-                is_heavy=is_heavy,
+                is_heavy=section.is_heavy,
                 bounds=sorted(set(bounds)),
                 added=added_vectors(section.old.index, section.old.nodes),
                 indices={name: limits for name, limits in self._index_inputs.items() if name in shared},

@@ -19,8 +19,6 @@ _MOST_NODES: Final = 2000
 _MOST_BYTES: Final = 2**27
 """Of nodes and of boundary values in one session: its loading time grows faster than its nodes."""
 
-_MEMBER_SETS: Final = 2
-
 
 @dataclass
 class Case:
@@ -37,9 +35,12 @@ class Case:
     differing: set[str] = field(default_factory=set)
 
     def member(self, section: Section, evidence: RegionEvidence) -> Case:
-        """A section of the same structure, to run on the first captured and the first made-up set of this one."""
-        captured = [one for one in self.sets if one.is_captured][:1]
-        made = [one for one in self.sets if not one.is_captured][: _MEMBER_SETS - 1]
+        """A section of the same structure, to run on the first captured and the first made-up set of this one.
+
+        Where that is much work it runs on the made-up one only: the values are not its own in either.
+        """
+        made = [one for one in self.sets if not one.is_captured][:1]
+        captured = [one for one in self.sets if one.is_captured][:1] if not (made and section.is_heavy) else []
         names = dict(zip(self.section.inputs, section.inputs, strict=True))
         sets = [
             BoundarySet(one.name, {names[name]: array for name, array in one.arrays.items()}, one.origin, one.is_captured)

@@ -26,6 +26,8 @@ _MOST_NODES_CLOSED: Final = 16
 _SIZE_OPS: Final = frozenset({"Shape", "Size"})
 """Their outputs follow from shapes, which boundary values keep: what they read need not be known."""
 
+_HEAVY: Final = 2**20
+
 _VALUE_BYTES: Final = 64
 """Constants up to this size count by value when sites are compared with each other; larger ones are weights."""
 
@@ -100,9 +102,10 @@ class Section:
         """The boundary: what either graph reads."""
         return list(dict.fromkeys((*self.old.inputs, *self.new.inputs)))
 
-    def weight_elements(self) -> int:
-        """How many numbers its initializers hold."""
-        return sum(math.prod(self.old.index.constants[name].dims) for name in self.old.constants)
+    @property
+    def is_heavy(self) -> bool:
+        """Whether its weights are so many numbers that it runs on fewer sets."""
+        return sum(math.prod(self.old.index.constants[name].dims) for name in self.old.constants) > _HEAVY
 
 
 def make_section(
