@@ -149,12 +149,14 @@ def format_of(dtype: DType | None) -> Format:
     return Format(float(found.min), float(found.max), float(found.eps) / 2, float(found.tiny), float(found.smallest_subnormal))
 
 
-def rounded(interval: Interval, dtype: DType | None, error: float = 0.0) -> Interval:
+def rounded(interval: Interval, dtype: DType | None, error: float = 0.0, is_once: bool = False) -> Interval:
     """The interval of results as ``dtype`` holds them: widened by rounding, infinite where it overflows.
 
     Args:
         interval: of the exact results.
         error: what they may be off by, beside one rounding of the result.
+        is_once: whether the exact result is rounded and nothing else, as IEEE 754 has it for arithmetic. What an approximation
+            gives may be zero below the smallest normal number.
     """
     held = format_of(dtype)
     if not held.is_float:
@@ -165,8 +167,9 @@ def rounded(interval: Interval, dtype: DType | None, error: float = 0.0) -> Inte
         slack = interval.magnitude * 2.0**-52 if interval.magnitude > 2.0**52 else 0.0
         return Interval(max(interval.low - slack, held.smallest), min(interval.high + slack, held.largest))
     unit = max(held.unit, 2.0**-52) * ROUNDINGS
-    low = interval.low - abs(interval.low) * unit - held.tiny - error if interval.low > -inf else -inf
-    high = interval.high + abs(interval.high) * unit + held.tiny + error if interval.high < inf else inf
+    slack = (held.least if is_once else held.tiny) + error
+    low = interval.low - abs(interval.low) * unit - slack if interval.low > -inf else -inf
+    high = interval.high + abs(interval.high) * unit + slack if interval.high < inf else inf
     # Rounding never crosses zero; the error of a sum does.
     if interval.low >= 0.0 and error == 0.0:
         low = max(low, 0.0)

@@ -42,6 +42,8 @@ ASSUMED_TERMS: Final = 1 << 20
 _MOST_CALLS: Final = 10_000
 _DEEPEST: Final = 40
 _FLOAT32_UNIT: Final = 2.0**-24
+_ROUNDED_ONCE: Final = {"Add", "Sub", "Mul", "Div", "Sqrt", "Neg", "Cast"}
+"""Ops whose exact result is rounded, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -279,11 +281,12 @@ class Ranges:
         except (IndexError, TypeError, ValueError, ArithmeticError):  # a malformed node: nothing is known of its results
             found = None
         bounds = found if isinstance(found, list) else [found]
+        is_once = not domain and node.op in _ROUNDED_ONCE
         for index, tensor in enumerate(node.outputs):
             if tensor.name:
                 unknown = self._unknown(tensor)
                 bound = bounds[index] if index < len(bounds) else None
-                self._known[id(tensor)] = self._settled(bound, tensor).meet(unknown) if bound is not None else unknown
+                self._known[id(tensor)] = self._settled(bound, tensor, is_once).meet(unknown) if bound is not None else unknown
                 self._relations.pop(id(tensor), None)  # of an earlier call of the function that the node is in
                 self._roots.pop(id(tensor), None)
         if rule is not None:
@@ -307,7 +310,7 @@ class Ranges:
             tensor.dtype = dtype
             self._typed.append(tensor)
 
-    def _settled(self, bound: Bound, tensor: Any) -> Interval:
+    def _settled(self, bound: Bound, tensor: Any, is_once: bool) -> Interval:
         """The bounds of the result as its element type holds it."""
         dtype = self.dtype(tensor)
         if isinstance(bound, Exactly):
@@ -317,7 +320,7 @@ class Ranges:
             if bound.keeps_sign and format_of(dtype).is_float:  # integers wrap around
                 return found.meet(NOT_NEGATIVE if bound.interval.low >= 0.0 else -NOT_NEGATIVE)
             return found
-        return rounded(bound, dtype) if bound is not None else ANYTHING
+        return rounded(bound, dtype, is_once=is_once) if bound is not None else ANYTHING
 
     def _call(self, node: Any, function: Any, depth: int) -> Bound | list[Bound]:
         """The bounds of what a function of the model returns, from those of what it is called with."""

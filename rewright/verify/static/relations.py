@@ -8,7 +8,7 @@ squares, absolute values and sums, pass through what keeps or raises the coverin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -35,9 +35,11 @@ class Cover:
         x: the identity of the value that is covered.
         power: 1 or 2.
         factor: see above.
-        squared: whether squares were made on the way, which vanish below the type's smallest number.
+        squared: whether squares were made on the way.
         inverse: ``|x| * t <= factor`` instead.
         row: how many elements lie along the last axis, if that is what was reduced.
+        lost: elements of ``x`` up to here may have no part in ``t``, because their squares vanish in the type that holds them.
+        rest: what these are at most after the division.
     """
 
     x: int
@@ -46,6 +48,8 @@ class Cover:
     squared: bool
     inverse: bool = False
     row: int | None = None
+    lost: float = 0.0
+    rest: float = 0.0
 
 
 def note(ranges: Ranges, node: Any) -> None:
@@ -73,7 +77,7 @@ def _cast(ranges: Ranges, node: Any) -> None:
         return
     known = ranges.relations(node.inputs[0])
     slack = _slack(ranges, node)
-    covers = tuple(replace(cover, factor=cover.factor * slack) for cover in known.covers)
+    covers = _held(ranges, node, (replace(cover, factor=cover.factor * slack) for cover in known.covers))
     norm = None if known.norm is None else known.norm * slack
     ranges.relate(node.outputs[0], norm=norm, is_average=known.is_average and _adds_up(ranges, node), covers=covers)
     ranges.equate(node.outputs[0], node.inputs[0])
@@ -114,13 +118,29 @@ def _where(ranges: Ranges, node: Any) -> None:
 def _multiply(ranges: Ranges, node: Any) -> None:
     one, two = node.inputs[:2]
     if ranges.root(one) == ranges.root(two):
-        ranges.relate(node.outputs[0], covers=(Cover(ranges.root(one), 2, 1.0, True),))
+        _square(ranges, node)
         return
     for x, t in ((one, two), (two, one)):
         for cover in ranges.relations(t).covers:
             if cover.inverse and cover.x == ranges.root(x):
-                _bound(ranges, node, x, cover, cover.factor)
+                _bound(ranges, node, x, cover)
         _scale_norm(ranges, node, x, t)
+
+
+def _square(ranges: Ranges, node: Any) -> None:
+    cover = Cover(ranges.root(node.inputs[0]), 2, _slack(ranges, node), True)
+    ranges.relate(node.outputs[0], covers=_held(ranges, node, [cover]))
+
+
+def _held(ranges: Ranges, node: Any, covers: Iterable[Cover]) -> tuple[Cover, ...]:
+    """The covers as the type of the node's result holds them: what is smaller than its numbers is lost."""
+    tiny = format_of(ranges.dtype(node.outputs[0])).tiny
+    return tuple(
+        replace(cover, lost=max(cover.lost, (cover.factor * tiny) ** (1 / cover.power)))
+        if cover.squared and not cover.inverse
+        else cover
+        for cover in covers
+    )
 
 
 def _scale_norm(ranges: Ranges, node: Any, x: Any, factor: Any) -> None:
@@ -167,7 +187,7 @@ def _upright(ranges: Ranges, tensor: Any) -> tuple[Cover, ...]:
 def _power(ranges: Ranges, node: Any) -> None:
     exponent = ranges.scalar(node.inputs[1])
     if exponent == 2.0:
-        ranges.relate(node.outputs[0], covers=(Cover(ranges.root(node.inputs[0]), 2, 1.0, True),))
+        _square(ranges, node)
     elif exponent == 0.5:
         _root(ranges, node)
     elif exponent == -0.5:
@@ -193,13 +213,15 @@ def _reduce(ranges: Ranges, node: Any, is_mean: bool, is_max: bool = False) -> N
     rank = len(ranges.shape(source) or ())
     row = size if size is not None and axes in ([-1], [rank - 1]) and not is_max else None
     factor = (float(size) if is_mean and size is not None else 1.0) * (1 + min(size or ASSUMED_TERMS, ASSUMED_TERMS) * 2.0**-23)
-    made = tuple(replace(cover, factor=cover.factor * factor, row=row) for cover in covers)
+    made = _held(ranges, node, (replace(cover, factor=cover.factor * factor, row=row) for cover in covers))
     ranges.relate(node.outputs[0], covers=made, above=id(ranges.resolved(source)) if is_max else None)
 
 
 def _reduce_l2(ranges: Ranges, node: Any) -> None:
     if attribute_of(node, "keepdims", 1):
-        ranges.relate(node.outputs[0], covers=(Cover(ranges.root(node.inputs[0]), 1, _slack(ranges, node), True),))
+        cover = Cover(ranges.root(node.inputs[0]), 1, _slack(ranges, node), True)
+        least = math.sqrt(format_of(ranges.dtype(node.outputs[0])).tiny)  # it makes squares inside
+        ranges.relate(node.outputs[0], covers=(replace(cover, lost=least),))
 
 
 def _root(ranges: Ranges, node: Any) -> None:
@@ -231,20 +253,17 @@ def _reciprocal(ranges: Ranges, node: Any) -> None:
 
 def _inverse(ranges: Ranges, node: Any, covers: tuple[Cover, ...], t: Interval) -> None:
     """The node's result is one over a value in ``t`` that has these covers."""
-    made = []
-    for cover in covers:
-        factor = _safe_factor(ranges, node, cover, t)
-        if cover.power == 1 and factor is not None:
-            made.append(replace(cover, factor=factor * _slack(ranges, node), inverse=True))
-    ranges.relate(node.outputs[0], covers=tuple(made))
+    made = (_dividing(ranges, node, cover, t) for cover in covers if cover.power == 1)
+    ranges.relate(node.outputs[0], covers=tuple(replace(cover, inverse=True) for cover in made if cover is not None))
 
 
-def _safe_factor(ranges: Ranges, node: Any, cover: Cover, t: Interval) -> float | None:
-    """The factor, with regard to squares that vanish: what they cannot tell from zero is small beside ``t``, which is not."""
+def _dividing(ranges: Ranges, node: Any, cover: Cover, t: Interval) -> Cover | None:
+    """The cover for a division by ``t``; None where what is lost in it could be divided by zero."""
+    slack = _slack(ranges, node)
     if t.low <= 0.0:
-        return None if cover.squared else cover.factor
-    vanishing = math.sqrt(format_of(ranges.dtype(node.outputs[0])).tiny)
-    return max(cover.factor, vanishing / t.low) if cover.squared else cover.factor
+        return replace(cover, factor=cover.factor * slack) if cover.lost == 0.0 else None
+    rest = cover.lost / t.low * slack
+    return replace(cover, factor=max(cover.factor * slack, rest), rest=rest)
 
 
 def _divide(ranges: Ranges, node: Any) -> None:
@@ -252,20 +271,21 @@ def _divide(ranges: Ranges, node: Any) -> None:
     if ranges.scalar(x) == 1.0:
         _reciprocal(ranges, node)
     for cover in _upright(ranges, t):
-        factor = _safe_factor(ranges, node, cover, ranges.of(t))
-        if cover.power == 1 and cover.x == ranges.root(x) and factor is not None:
-            _bound(ranges, node, x, cover, factor * _slack(ranges, node))
+        dividing = _dividing(ranges, node, cover, ranges.of(t))
+        if cover.power == 1 and cover.x == ranges.root(x) and dividing is not None:
+            _bound(ranges, node, x, dividing)
     size = ranges.of(t)
     if 0.0 not in size and (norm := ranges.relations(x).norm) is not None and _fits(ranges, node, x):
         ranges.relate(node.outputs[0], norm=norm * size.reciprocal().magnitude * _slack(ranges, node))
 
 
-def _bound(ranges: Ranges, node: Any, x: Any, cover: Cover, factor: float) -> None:
-    """Each element of the result is at most ``factor``; so is the norm of a row that was divided by its own."""
+def _bound(ranges: Ranges, node: Any, x: Any, cover: Cover) -> None:
+    """Each element of the result is at most the factor; so is the norm of a row that was divided by its own."""
+    factor = cover.factor * _slack(ranges, node)
     low = 0.0 if ranges.of(x).low >= 0.0 else -factor
     ranges.tighten(node.outputs[0], Interval(low, factor))
     if cover.row is not None and cover.squared:
-        ranges.relate(node.outputs[0], norm=factor)
+        ranges.relate(node.outputs[0], norm=math.hypot(factor, cover.rest * math.sqrt(cover.row)))
     elif cover.row is not None:
         ranges.relate(node.outputs[0], is_average=low == 0.0 and factor < 1.01 and _adds_up(ranges, node))
 

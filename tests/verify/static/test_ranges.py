@@ -155,6 +155,24 @@ def test_a_norm_does_not_bound_another_row():
     ) == (pytest.approx((-1, 1), rel=1e-3))
 
 
+@pytest.mark.parametrize("epsilon", [1e-7, 1e-5])
+def test_squares_that_vanish_in_half_precision(epsilon, worker):
+    bits = int(np.float16(epsilon).view(np.uint16))
+    text = f"""<ir_version: 9, opset_import: ["": 17]> g (float16[N, 4] x) => (float16[N, 4] y) <float16 e = {{{bits}}}> {{
+        p = Mul(x, x)  m = ReduceMean <axes = [-1]> (p)  v = Add(m, e)  s = Sqrt(v)  y = Div(x, s) }}"""
+    model = load(parser.parse_model(text))
+    ranges = Ranges(model)
+    rng = np.random.default_rng(3)
+    sets = [
+        {"x": (rng.standard_normal((64, 4)) * scale).astype(np.float16)} for scale in (1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1.0, 100.0)
+    ]
+    measured, problems = measure(model, ranges, worker, sets)
+    assert problems == []
+    assert outside(ranges, measured) == []
+    # an element is at most the root of four, and more where squares below 6e-5 lose to epsilon
+    assert 2.0 < bounds_of(ranges)[1] < {1e-7: 100.0, 1e-5: 6.0}[epsilon]
+
+
 def test_a_row_that_repeats_an_element_has_another_norm():
     weights = "<float[4] g = {1.0, 1.0, 1.0, 1.0}, float[4, 1] w = {3.0, 3.0, 3.0, 3.0}, int64[4] i = {0, 0, 0, 0}> "
     body = "{ n = LayerNormalization(x, g)  r = Gather <axis = AXIS> (n, i)  y = MatMul(r, w) }"
