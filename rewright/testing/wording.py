@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -90,11 +91,14 @@ def rejections(records: Iterable[PassReport]) -> str:
 def sites(found: Iterable[SiteReport | Site]) -> str:
     """Where passes fired, one site a line."""
     listed = list(found)
-    lines = [
-        f"\n     {site.id}: {', '.join(site.ops_removed) or 'nothing'} -> {', '.join(site.ops_added) or 'nothing'}"
-        for site in listed[:_LISTED]
-    ]
+    lines = [f"\n     {site.id}: {_tally(site.ops_removed)} -> {_tally(site.ops_added)}" for site in listed[:_LISTED]]
     return "".join([*lines, f"\n     and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""])
+
+
+def _tally(names: Iterable[str]) -> str:
+    """ "Add, Constant x 12"."""
+    counts = Counter(names)
+    return ", ".join(f"{op} x {number}" if number > 1 else op for op, number in counts.items()) or "nothing"
 
 
 def difference(before: Model, after: Model) -> str:

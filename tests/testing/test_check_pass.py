@@ -134,6 +134,14 @@ def test_too_many_sites_are_told_with_what_they_did():
     assert "bias-gelu#0: com.microsoft::Gelu, Add -> com.microsoft::BiasGelu" in message
 
 
+def test_what_a_site_removes_is_counted():
+    constants = "a = Constant<value_float = 1.0>() b = Constant<value_float = 2.0>() c = Constant<value_float = 3.0>()"
+    model = f"g (float[N] x) => (float[N] y) {{ {constants} d = Sum(a, b, c) y = Add(x, d) }}"
+    message = failure("constant-folding", model, sites=5)
+    assert "it fires at 2 sites, 5 expected" in message
+    assert "Constant x 3 -> nothing" in failure("constant-folding", model, sites=0)
+
+
 def test_any_number_of_sites():
     assert check_pass(BiasGelu, PLAIN, sites=None).report.counts() == {"bias-gelu": 1}
     assert check_pass(BiasGelu, SHARED, sites=None).report.counts() == {"bias-gelu": 0}
