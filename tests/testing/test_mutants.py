@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from rewright.model.load import load
 from rewright.registry.builtin import PASSES
 from rewright.registry.catalog import default_catalog
 from rewright.testing.mutants.__main__ import app
-from rewright.testing.mutants.campaign import run_campaign
+from rewright.testing.mutants.campaign import Campaign, run_campaign
 from rewright.testing.mutants.models import EXAMPLES
-from rewright.testing.mutants.subjects import FUSIONS, Subject, subject_for
+from rewright.testing.mutants.subjects import CLEANUPS, FUSIONS, Subject, subject_for
 from rewright.testing.mutants.trials import trials, unmutated
 
 ZOO = Path(__file__).parent.parent / "zoo"
@@ -30,7 +29,7 @@ def test_every_fusion_of_the_catalog_has_an_example():
     catalog = default_catalog()
     fusions = {name for name in catalog if modules.get(catalog.get(name).__name__, "").startswith("rewright.passes.fusion.")}
     assert set(FUSIONS) == fusions
-    assert {name for example in EXAMPLES.values() for name in example.passes} == fusions
+    assert {name for example in EXAMPLES.values() for name in example.passes} == fusions | set(CLEANUPS)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -38,7 +37,7 @@ def test_passes_fire_on_their_examples_and_each_mutant_is_another_model(example)
     for step in EXAMPLES[example].passes:
         found = subject(step, example)
         mutants = found.mutants()
-        assert len(mutants) >= 4, step
+        assert len(mutants) >= (4 if step in FUSIONS else 1), step
         prints = [found.broken(mutant).fingerprint() for mutant in mutants]
         assert found.after.fingerprint() not in prints
         assert len({mutant.name for mutant in mutants if not mutant.equivalent}) == len([m for m in mutants if not m.equivalent])
@@ -64,11 +63,26 @@ def test_sites_notice_every_mutant_that_can_show(step, example):
     assert row.flagged == 0
 
 
-def test_the_models_outputs_show_most_and_hide_epsilons():
-    campaign = run_campaign(["skip-rms-norm"], ["rms-norms"], verify="model")
+def test_sites_notice_what_cleanup_passes_break():
+    campaign = run_campaign(CLEANUPS, ["untidy"], verify="sites")
     assert not campaign.false_alarms
+    assert not campaign.missed
+    assert [row.step for row in campaign.rows] == list(CLEANUPS)
+
+
+def test_the_models_outputs_show_most_and_hide_epsilons(tmp_path):
+    target = tmp_path / "mutants.json"
+    wanted = ["rms-norms", "--passes", "skip-rms-norm,gelu", "--verify", "model", "--at-least", "0.95", "--json", str(target)]
+    result = CliRunner().invoke(app, wanted)
+    assert result.exit_code == 1, result.output
+    assert "fewer than 95% were caught of: skip-rms-norm" in result.stderr
+    name = "com.microsoft::SkipSimplifiedLayerNormalization"
+    assert f"missed: skip-rms-norm on rms-norms: {name}: epsilon x 10, one site" in result.stdout
+    campaign = Campaign.model_validate_json(target.read_text())
     assert {trial.fault.partition(" ")[0] for trial in campaign.missed} == {"epsilon"}
     assert {trial.gate for trial in campaign.trials if trial.caught} <= {"parity", "structure"}
+    assert campaign.idle == ["gelu"]
+    assert not campaign.false_alarms
 
 
 def test_an_export_at_one_site_and_at_all():
@@ -79,15 +93,13 @@ def test_an_export_at_one_site_and_at_all():
 
 
 def test_a_gate_that_sleeps_is_noticed():
-    """Without numeric gates nearly all mutants live, and the next mutant starts from the same model all the same."""
+    """Without numeric gates mutants live, and the next one starts from the same model all the same."""
     found = subject("gelu", "gelu-20")
     assert unmutated(found, "structure").status == "applied"
-    outcomes = list(trials(found, found.mutants(), "structure"))
-    assert len(outcomes) == len(found.mutants())
+    some = found.mutants()[:3]
+    outcomes = list(trials(found, some, "structure"))
+    assert [outcome.fault for outcome in outcomes] == [mutant.fault for mutant in some]
     assert not any(outcome.caught for outcome in outcomes)
-    result = CliRunner().invoke(app, ["gelu-20", "--passes", "gelu", "--verify", "structure", "--at-least", "0.5"])
-    assert result.exit_code == 1
-    assert "missed: gelu on gelu-20: Gelu: approximate none to tanh, one site" in result.stdout
 
 
 def test_what_cannot_show_is_decided_by_rules():
@@ -100,16 +112,6 @@ def test_what_cannot_show_is_decided_by_rules():
     heads = {mutant.fault: mutant.equivalent for mutant in subject("rotary-embedding", "rotary-partial").mutants()}
     assert "not read" in heads["num_heads halved"]
     assert heads["rotary_embedding_dim halved"] == ""
-
-
-def test_a_campaign_as_data(tmp_path):
-    target = tmp_path / "mutants.json"
-    result = CliRunner().invoke(app, ["quick-gelu", "--verify", "model", "--json", str(target)])
-    assert result.exit_code == 0, result.output
-    data = json.loads(target.read_text())
-    assert [(row["step"], row["share"]) for row in data["rows"]] == [("quick-gelu", 1.0)]
-    assert len(data["trials"]) == data["rows"][0]["mutants"]
-    assert "layer-norm" in data["idle"]
 
 
 @pytest.mark.parametrize(

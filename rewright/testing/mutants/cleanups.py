@@ -50,11 +50,12 @@ def _mutant(kind: str, fault: str, op: str, change: Callable[[Model], None]) -> 
 
 
 def _wrong_constants(before: ModelProto, after: Model) -> Iterator[Mutant]:
-    """Constants in the place of what nodes computed."""
-    computed = {name for node in before.graph.node if node.op_type != "Constant" for name in node.output}
+    """Constants in the place of what nodes computed, and new ones."""
+    held = {tensor.name for tensor in before.graph.initializer}
+    held.update(name for node in before.graph.node if node.op_type == "Constant" for name in node.output)
     read = {name for node in after.proto.graph.node for name in node.input}
     for number, tensor in enumerate(after.proto.graph.initializer):
-        if tensor.name in computed and tensor.name in read:
+        if tensor.name not in held and tensor.name in read:
             array = after.tensor(tensor)
             if 0 < array.size <= _LARGEST and array.dtype.kind in "iufb":
                 yield _mutant("constant", f"the constant '{tensor.name}' off in one element", "", partial(_spoil, number))
@@ -63,7 +64,8 @@ def _wrong_constants(before: ModelProto, after: Model) -> Iterator[Mutant]:
 def _spoil(number: int, model: Model) -> None:
     tensor = model.proto.graph.initializer[number]
     changed = np.array(model.tensor(tensor))
-    changed.reshape(-1)[-1:] = _other(changed.reshape(-1)[-1:])
+    last = changed.reshape(-1)[-1:]
+    last[:] = _other(last)
     tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
 
 

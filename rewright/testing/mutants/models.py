@@ -283,6 +283,21 @@ def _embeddings(types: bool, positions: str) -> ModelProto:
     return g.model()
 
 
+def _untidy() -> Any:
+    """What exporters leave: constants that are computed, nodes without effect or use, values and lengths computed twice."""
+    g = GraphBuilder(17)
+    x = _input(g)
+    weight = g.weight(_WIDTH)
+    scale = g.Sqrt(weight * weight)
+    g.Exp(x)
+    total = g.Identity(_linear(g, x)) * scale
+    first, second = g.Tanh(total), g.Tanh(total)
+    batch, length = (g.Gather(g.Shape(value), [axis], axis=0) for axis, value in ((0, first), (1, second)))
+    heads = g.Reshape(g.Transpose(first + second, perm=[0, 1, 2]), g.Concat(batch, length, [4], [4], axis=0))
+    g.output(g.Relu(g.Cast(heads, to=TensorProto.FLOAT)) * (g.constant(2.0) * 1.5), "y")
+    return g.model()
+
+
 _ATTENTION: Final[Mapping[str, Mapping[str, Any]]] = {"attention": {}, "multi-head-attention": {}}
 _MULTI_HEAD: Final[Mapping[str, Mapping[str, Any]]] = {"multi-head-attention": {}}
 _GROUPED: Final[Mapping[str, Mapping[str, Any]]] = {"group-query-attention": {}}
@@ -290,6 +305,13 @@ _CAPPED: Final[Mapping[str, Mapping[str, Any]]] = {"group-query-attention": {"so
 _NORMS: Final[Mapping[str, Mapping[str, Any]]] = {"layer-norm": {}, "skip-layer-norm": {}, "bias-skip-layer-norm": {}}
 _RMS: Final[Mapping[str, Mapping[str, Any]]] = {"rms-norm": {}, "skip-rms-norm": {}}
 _ROTARY: Final[Mapping[str, Mapping[str, Any]]] = {"rotary-embedding": {}}
+_CLEANUP: Final[Mapping[str, Mapping[str, Any]]] = {
+    "constant-folding": {},
+    "identity-elimination": {},
+    "shape-simplification": {},
+    "common-subexpression": {},
+    "dead-code": {},
+}
 _EMBEDDING: Final[Mapping[str, Mapping[str, Any]]] = {"embed-layer-norm": {}}
 _GELU: Final[Mapping[str, Mapping[str, Any]]] = {"gelu": {}, "bias-gelu": {}, "gelu-approximation": {}}
 _TANH: Final[Mapping[str, Mapping[str, Any]]] = {"fast-gelu": {}, "bias-gelu": {}, "gemm-fast-gelu": {}}
@@ -331,6 +353,7 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "rotary-neighbours": Example(lambda: _rotary("neighbours", 8, per_batch=False), _ROTARY),
     "rotary-partial": Example(lambda: _rotary("halves", 4, per_batch=False), _ROTARY),
     "rotary-positions": Example(lambda: _rotary("halves", 8, per_batch=True), _ROTARY),
+    "untidy": Example(_untidy, _CLEANUP),
     "embeddings": Example(lambda: _embeddings(types=True, positions="counted"), _EMBEDDING),
     "embeddings-positions": Example(lambda: _embeddings(types=False, positions="given"), _EMBEDDING),
 }
