@@ -77,7 +77,7 @@ class Campaign(BaseModel):
         """The rows, for a terminal."""
         table = Table(title=f"mutants caught at --verify {self.verify}")
         table.add_column("pass", style="bold", no_wrap=True)
-        for heading in ("models", "mutants", "caught", "share", "cannot show"):
+        for heading in ("models", "tried", "caught", "share", "cannot show"):
             table.add_column(heading, justify="right")
         table.add_column("by gate")
         for row in self.rows:
