@@ -56,10 +56,10 @@ def again_and_again(graph):
 
 @graph_pass("orders-by-hash")
 def orders_by_hash(graph):
-    """Names a Tanh after what a set of words begins with."""
+    """Names a Tanh after a set of letters, in the order that it has."""
     node = _first(graph, "Tanh")
     if node is not None:
-        node.name = next(iter({"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"}))
+        node.name = "".join({"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"})
 
 
 @graph_pass("never-ends")
@@ -71,9 +71,9 @@ def never_ends(graph):
 
 @graph_pass("kills")
 def kills(graph):
-    """Takes the whole process down at a Tanh, once: it leaves a file."""
+    """Takes the whole process down, once: it leaves a file."""
     mark = Path(os.environ["FAULTY_PLUGIN_MARK"])
-    if _first(graph, "Tanh") and not mark.exists():
+    if not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -20,6 +20,7 @@ from rewright.api import Chain
 from rewright.model.carrier import Model
 from rewright.model.errors import RewrightError
 from rewright.model.load import load
+from rewright.passes.contract import Target
 from rewright.registry.catalog import Catalog
 from rewright.report.model import PassReport
 from rewright.run import RunOptions, RunResult, VerifyMode, run_passes
@@ -100,6 +101,7 @@ class Examiner:
     Attributes:
         catalog: of the passes.
         verify: the mode of verified runs.
+        target: where results are to run.
         limit: seconds for one run.
         echo: repeats runs in a process with other hashes; None leaves that out.
         worker: runs models; None starts one for each run, which takes longer than most runs.
@@ -111,6 +113,7 @@ class Examiner:
     limit: float = 60.0
     echo: Echo | None = None
     worker: SessionWorker | None = None
+    target: Target = "cpu"
     tally: Tally = field(default_factory=Tally)
 
     def judge(self, model: ModelProto, chain: str, *, is_idempotent: bool, seed: int = 0) -> Finding | None:
@@ -142,7 +145,10 @@ class Examiner:
 
     def _run(self, model: ModelProto | Model, chain: str, verify: VerifyMode, seed: int = 0) -> RunResult:
         made = Chain(chain, catalog=self.catalog)
-        return run_passes(load(model), made.passes, made.text, RunOptions(verify=verify, seed=seed, worker=self.worker))
+        return run_passes(load(model), made.passes, made.text, self._options(verify, seed))
+
+    def _options(self, verify: VerifyMode, seed: int) -> RunOptions:
+        return RunOptions(target=self.target, verify=verify, seed=seed, worker=self.worker)
 
     def _judged(self, model: ModelProto, chain: str, is_idempotent: bool, seed: int) -> Finding | None:
         before = model.SerializeToString(deterministic=True)
@@ -173,7 +179,7 @@ class Examiner:
         return None
 
     def _repeated(self, model: ModelProto, chain: str, plain: RunResult, is_idempotent: bool) -> Finding | None:
-        if self.echo is not None and self.echo.digest(model, chain) != digest(plain.model):
+        if self.echo is not None and self.echo.digest(model, chain, self.target) != digest(plain.model):
             return Finding("nondeterministic", chain, _last(chain), "a process with other hashes gives another model")
         if not is_idempotent:
             return None

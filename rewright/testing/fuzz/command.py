@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
@@ -12,10 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from rewright.model.errors import RewrightError, UsageError
+from rewright.passes.contract import Target
 from rewright.registry.catalog import Catalog
 from rewright.run import VERIFY_MODES
 from rewright.testing.fuzz import findings
 from rewright.testing.fuzz.checks import Examiner
+from rewright.testing.fuzz.echo import Echo
 from rewright.testing.fuzz.process import Assignment, Outcome, fuzz
 
 DONE, FOUND, UNUSABLE = 0, 1, 2
@@ -29,6 +31,7 @@ def run(
     passes: Annotated[str, typer.Option(metavar="NAMES", help="Passes and levels, with commas; by default all.")] = "",
     keep: Annotated[Path, typer.Option(metavar="FOLDER", help="Where findings are kept.")] = DEFAULT_FOLDER,
     verify: Annotated[str, typer.Option(metavar="MODE", help="How runs are checked: model, sites or strict.")] = "model",
+    target: Annotated[str, typer.Option(metavar="TARGET", help="Where results run: cpu, cuda, dml or portable.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     limit: Annotated[float, typer.Option(min=1.0, help="Seconds for one run of a chain; more is a hang.")] = 60.0,
     minimize: Annotated[float, typer.Option(min=0.0, help="Seconds for making one finding small; 0 leaves it.")] = 30.0,
@@ -45,9 +48,12 @@ def run(
     plugins = tuple(plugin or ())
     catalog = Catalog.load(plugins, not no_plugins)
     if replay is not None:
-        return _replayed(console, catalog, replay, limit)
+        with Echo(plugins, not no_plugins) as echo:
+            return _replayed(console, Examiner(catalog, limit=limit, echo=echo), replay)
     if verify not in VERIFY_MODES or verify in ("off", "structure"):
         raise UsageError(f"graphs are not checked by '{verify}'.", "Choose --verify model, sites or strict.")
+    if target not in get_args(Target):
+        raise UsageError(f"there is no target '{target}'.", f"Targets are {', '.join(get_args(Target))}.")
     assignment = Assignment(
         passes=_names(catalog, passes),
         seconds=seconds,
@@ -55,6 +61,7 @@ def run(
         folder=keep,
         graphs=graphs,
         verify=verify,
+        target=cast("Target", target),
         limit=limit,
         minimizing=minimize,
         jobs=jobs,
@@ -81,11 +88,8 @@ def _names(catalog: Catalog, text: str) -> tuple[str, ...]:
     return names
 
 
-def _replayed(console: Console, catalog: Catalog, folder: Path, limit: float) -> int:
-    from rewright.testing.fuzz.echo import Echo
-
-    with Echo() as echo:
-        found = findings.replay(Examiner(catalog, limit=limit, echo=echo), findings.read(folder))
+def _replayed(console: Console, examiner: Examiner, folder: Path) -> int:
+    found = findings.replay(examiner, findings.read(folder))
     if found is None:
         console.print(f"{folder}: mended")
         return DONE

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import onnx
 from onnx import ModelProto
+
+if TYPE_CHECKING:
+    from rewright.passes.contract import Target
 
 _OTHER_HASHES: Final = "4242"
 
@@ -39,15 +42,15 @@ class Echo:
             process.kill()
             process.communicate()
 
-    def digest(self, model: ModelProto, chain: str) -> str:
+    def digest(self, model: ModelProto, chain: str, target: Target = "cpu") -> str:
         """The digest of what the chain makes of the model, or what it died of."""
         try:
-            return self._asked(model.SerializeToString(), chain.encode())
+            return self._asked(target.encode(), chain.encode(), model.SerializeToString())
         except BaseException:
             self.close()  # half a request may be in the pipe
             raise
 
-    def _asked(self, model: bytes, chain: bytes) -> str:
+    def _asked(self, *parts: bytes) -> str:
         if self._process is None or self._process.poll() is not None:
             self.close()
             command = [sys.executable, "-c", "from rewright.testing.fuzz.echo import main; main()", self._arguments]
@@ -56,7 +59,7 @@ class Echo:
         process = self._process
         if process.stdin is None or process.stdout is None:
             raise OSError("the echo has no pipes")
-        for part in (chain, model):
+        for part in parts:
             process.stdin.write(len(part).to_bytes(8) + part)
         process.stdin.flush()
         answer = process.stdout.readline().decode().strip()
@@ -76,10 +79,12 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints must not look like an answer
     requests = sys.stdin.buffer
     while length := requests.read(8):
-        chain = requests.read(int.from_bytes(length)).decode()
-        model = onnx.load_model_from_string(requests.read(int.from_bytes(requests.read(8))))
+        target = cast("Target", requests.read(int.from_bytes(length)).decode())
+        chain, model = (requests.read(int.from_bytes(requests.read(8))) for _ in range(2))
         try:
-            answer = digest(Chain(chain, catalog=catalog).run(model, verify="off").model)
+            answer = digest(
+                Chain(chain.decode(), catalog=catalog).run(onnx.load_model_from_string(model), verify="off", target=target).model
+            )
         except Exception as error:
             answer = f"{type(error).__name__}: {error}".replace("\n", " ")
         print(answer, file=answers, flush=True)

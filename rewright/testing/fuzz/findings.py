@@ -15,6 +15,7 @@ from rewright.api import Chain
 from rewright.model.carrier import Model
 from rewright.model.errors import RewrightError, UsageError
 from rewright.model.load import load
+from rewright.passes.contract import Target
 from rewright.registry.grammar import format_pass
 from rewright.registry.options import chosen_options
 from rewright.run import VerifyMode
@@ -28,12 +29,13 @@ _MODEL, _RECORD = "model.onnx", "finding.json"
 
 @dataclass(frozen=True)
 class Kept:
-    """A finding that was read from its folder."""
+    """A finding with the model that shows it, and what is needed to see it again."""
 
     model: ModelProto
     finding: Finding
-    verify: VerifyMode
-    seed: int
+    verify: VerifyMode = "model"
+    seed: int = 0
+    target: Target = "cpu"
 
 
 def minimize(examiner: Examiner, model: ModelProto, finding: Finding, seed: int, seconds: float) -> tuple[ModelProto, Finding]:
@@ -52,7 +54,7 @@ def _single_pass(examiner: Examiner, model: ModelProto, finding: Finding, seed: 
     for index, step in enumerate(passes):
         if step.name != finding.culprit:
             continue
-        before = whole(Chain(passes[:index], catalog=examiner.catalog).run(model, verify="off").model)
+        before = whole(Chain(passes[:index], catalog=examiner.catalog).run(model, verify="off", target=examiner.target).model)
         text = format_pass(step.name, chosen_options(step))
         found = examiner.judge(before, text, is_idempotent=True, seed=seed)
         if found is not None and (found.kind, found.culprit) == (finding.kind, finding.culprit):
@@ -83,12 +85,13 @@ def _smaller(examiner: Examiner, model: ModelProto, finding: Finding, seed: int,
 
 def _sites(examiner: Examiner, model: ModelProto, chain: str) -> list[list[str]]:
     """Where the chain fires, if it is one pass that does not crash."""
-    passes = Chain(chain, catalog=examiner.catalog).run(model, verify="off").report.passes
+    passes = Chain(chain, catalog=examiner.catalog).run(model, verify="off", target=examiner.target).report.passes
     return [site.removed for site in passes[0].sites] if len(passes) == 1 else []
 
 
-def keep(folder: Path, model: ModelProto, finding: Finding, verify: str, seed: int) -> Path:
+def keep(folder: Path, kept: Kept) -> Path:
     """Writes a finding into a folder of its own below ``folder``, and gives that."""
+    finding = kept.finding
     words = re.sub(r"[^a-z0-9]+", "-", f"{finding.culprit}-{finding.kind}".lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
@@ -99,11 +102,11 @@ def keep(folder: Path, model: ModelProto, finding: Finding, verify: str, seed: i
             break
         except FileExistsError:
             number += 1
-    onnx.save(model, place / _MODEL)
+    onnx.save(kept.model, place / _MODEL)
     (place / "chain.txt").write_text(finding.chain + "\n")
     (place / "reason.txt").write_text(finding.reason + "\n")
     (place / "COMMAND").write_text(f"python -m rewright.testing.fuzz --replay {place}\n")
-    record = {"finding": 1, **asdict(finding), "verify": verify, "seed": seed}
+    record = {"finding": 1, **asdict(finding), "verify": kept.verify, "seed": kept.seed, "target": kept.target}
     (place / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return place
 
@@ -118,13 +121,13 @@ def read(folder: Path) -> Kept:
         record = json.loads((folder / _RECORD).read_text())
         kind: Kind = record["kind"]
         finding = Finding(kind, record["chain"], record["culprit"], record["reason"])
-        return Kept(onnx.load(folder / _MODEL), finding, record["verify"], int(record["seed"]))
+        return Kept(onnx.load(folder / _MODEL), finding, record["verify"], int(record["seed"]), record.get("target", "cpu"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder} holds no finding: {error}.", "Give a folder that a run of the fuzzer has kept.") from error
 
 
 def replay(examiner: Examiner, kept: Kept) -> Finding | None:
     """Runs a finding again; None if it is mended."""
-    examiner.verify = kept.verify
+    examiner.verify, examiner.target = kept.verify, kept.target
     is_idempotent = kept.finding.kind == "not idempotent"
     return examiner.judge(kept.model, kept.finding.chain, is_idempotent=is_idempotent, seed=kept.seed)

@@ -18,12 +18,13 @@ import onnx
 from onnx import ModelProto
 
 from rewright.model.carrier import all_nodes
+from rewright.passes.contract import Target
 from rewright.registry.catalog import Catalog
 from rewright.run import VerifyMode
 from rewright.testing.fuzz.checks import Examiner, Finding, Tally
 from rewright.testing.fuzz.echo import Echo
 from rewright.testing.fuzz.examination import examine, generate
-from rewright.testing.fuzz.findings import keep, minimize
+from rewright.testing.fuzz.findings import Kept, keep, minimize
 from rewright.verify.process import SessionWorker
 
 _BATCH = 25
@@ -45,6 +46,7 @@ class Assignment:
         seed: the same seed gives the same graphs.
         folder: where findings are kept.
         verify: the mode of verified runs.
+        target: where results are to run.
         limit: seconds for one run of a chain.
         minimizing: seconds for making one finding small; 0 keeps it as it is.
         jobs: processes.
@@ -57,6 +59,7 @@ class Assignment:
     folder: Path
     graphs: int | None = None
     verify: VerifyMode = "model"
+    target: Target = "cpu"
     limit: float = 60.0
     minimizing: float = 30.0
     jobs: int = 1
@@ -175,7 +178,8 @@ class _Watch:
             reason = "no sign of life" if hung else f"the process ended with status {status}"
             finding = Finding("hang" if hung else "died", ", ".join(self.assignment.passes), "", reason)
             model = onnx.load(child.current)
-            place = keep(self.assignment.folder, model, finding, self.assignment.verify, child.seed)
+            kept = Kept(model, finding, self.assignment.verify, child.seed, self.assignment.target)
+            place = keep(self.assignment.folder, kept)
             self._note(finding.key, finding, place)
 
 
@@ -230,7 +234,15 @@ class _Worker:
             self._report(shown_on, finding, number)
 
     def _examiner(self) -> Examiner:
-        return Examiner(self.catalog, self.assignment.verify, self.assignment.limit, self.echo, self.sessions)
+        assigned = self.assignment
+        return Examiner(
+            self.catalog,
+            verify=assigned.verify,
+            limit=assigned.limit,
+            echo=self.echo,
+            worker=self.sessions,
+            target=assigned.target,
+        )
 
     def _report(self, model: ModelProto, finding: Finding, number: int) -> None:
         key, place = finding.key, None
@@ -238,5 +250,5 @@ class _Worker:
             self.seen.add(key)
             if self.assignment.minimizing:
                 model, finding = minimize(self._examiner(), model, finding, number, self.assignment.minimizing)
-            place = keep(self.assignment.folder, model, finding, self.assignment.verify, number)
+            place = keep(self.assignment.folder, Kept(model, finding, self.assignment.verify, number, self.assignment.target))
         self.messages.send((key, finding, place))
