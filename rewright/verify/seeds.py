@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, inliner
 
-from rewright.model.carrier import Model, node_lists
+from rewright.model.carrier import Model, bodies, node_lists
 from rewright.verify.process import Optimization, SessionRun, SessionWorker
 from rewright.verify.uses import Uses
 
@@ -44,6 +44,32 @@ def draws(model: Model) -> bool:
 def random_values(model: Model) -> frozenset[tuple[str, str]]:
     """Every random value of a model as (op type, name); ask this of what `pin_seeds` returns."""
     return frozenset((node.op_type, node.output[0]) for node in _random_nodes(model) if node.output)
+
+
+def drawing_outputs(model: Model) -> frozenset[str]:
+    """What the nodes of the main graph make that draw random numbers: themselves, in a body, or in a function that they call."""
+    drawn = {node.output[0] for node in _random_nodes(model) if node.output}
+    if not drawn:
+        return frozenset()
+    drawing_functions: set[tuple[str, str]] = set()
+
+    def is_drawing(node: NodeProto) -> bool:
+        pending = [node]
+        while pending:
+            each = pending.pop()
+            if (each.domain, each.op_type) in drawing_functions or (each.output and each.output[0] in drawn):
+                return True
+            pending.extend(inner for body in bodies(each) for inner in body.node)
+        return False
+
+    for _ in model.proto.functions:  # at most as many rounds as a chain of calls is long
+        known = len(drawing_functions)
+        for function in model.proto.functions:
+            if any(map(is_drawing, function.node)):
+                drawing_functions.add((function.domain, function.name))
+        if len(drawing_functions) == known:
+            break
+    return frozenset(name for node in model.proto.graph.node if is_drawing(node) for name in node.output if name)
 
 
 def pin_seeds(model: Model, salt: str = "") -> Model:

@@ -6,7 +6,7 @@ import pytest
 from rewright.api import Chain
 from rewright.verify import seeds
 from rewright.verify.parity import NONDETERMINISTIC, OTHER_DRAWS, ParityGate
-from rewright.verify.seeds import draws, pin_seeds, random_values
+from rewright.verify.seeds import drawing_outputs, draws, pin_seeds, random_values
 
 NOISY = """g (float[B, 4] x) => (float[B, 4] y, float[B, 4] z) {
     noise = RandomNormalLike(x) y = Add(x, noise) z = Relu(x)
@@ -119,6 +119,45 @@ def test_draws_that_take_a_session_apart_stay_in_step_on_every_set(judge):
     evidence = judge(text, text)
     assert evidence.dropped
     assert (evidence.status, evidence.outputs[0].max_abs) == ("passed", 0.0)
+
+
+SITES = {
+    "a function": """g (float[B, 8] x) => (float[B, 8] y) { a = local.Noisy(x) y = local.Twice(a) }
+        <domain: "local", opset_import: ["": 17]> Noisy (v) => (w) { noise = RandomNormalLike(v) w = Add(v, noise) }
+        <domain: "local", opset_import: ["": 17, "local": 1]> Twice (v) => (w) { a = local.Noisy(v) w = local.Noisy(a) }""",
+    "a dropout": """g (float[B, 8] x, bool training) => (float[B, 8] y) <float ratio = {0.5}> {
+        i = Identity(x) d = Dropout(i, ratio, training) y = Erf(d)
+    }""",
+}
+
+
+@pytest.mark.parametrize("text", SITES.values(), ids=SITES)
+def test_sites_that_draw_are_left_to_the_comparison_of_whole_models(parse, text):
+    model = parse('<ir_version: 10, opset_import: ["": 17, "local": 1]>' + text)
+    report = Chain("inline-functions, identity-elimination").run(model, verify="sites").report
+    assert report.verdict == "passed"
+    changed = [record for record in report.passes if record.status == "applied"]
+    assert changed
+    assert "it draws random numbers" in changed[0].site_parity.regions[0].reason
+
+
+def test_what_draws_is_found_in_functions_and_bodies(parse):
+    model = parse(
+        """<ir_version: 10, opset_import: ["": 17, "local": 1]>
+        g (float[B, 8] x, bool c) => (float[B, 8] y) {
+            a = local.Outer(x)
+            b = Relu(a)
+            d = If(c) <
+                then_branch = t () => (float[B, 8] noisy) { noisy = RandomNormalLike(b) },
+                else_branch = e () => (float[B, 8] quiet) { quiet = Identity(b) }
+            >
+            y = Add(b, d)
+        }
+        <domain: "local", opset_import: ["": 17, "local": 1]> Outer (v) => (w) { w = local.Inner(v) }
+        <domain: "local", opset_import: ["": 17]> Inner (v) => (w) { noise = RandomNormalLike(v) w = Add(v, noise) }"""
+    )
+    assert drawing_outputs(model) == {"a", "d"}
+    assert drawing_outputs(parse("g (float[4] x) => (float[4] y) { y = Relu(x) }")) == frozenset()
 
 
 def test_what_is_not_known_to_draw_stays_not_comparable(judge, monkeypatch):

@@ -15,6 +15,7 @@ from rewright.passes.contract import Exactness
 from rewright.verify.comparison import QuantizationBudget
 from rewright.verify.inputs import InputSet
 from rewright.verify.process import SessionWorker
+from rewright.verify.seeds import drawing_outputs
 from rewright.verify.sites.boundary_values import BoundarySet, boundary_sets
 from rewright.verify.sites.capture import Capture
 from rewright.verify.sites.double import DoubleEvaluator
@@ -113,6 +114,7 @@ class SiteGate:
     def _cases(self, check: SiteCheck, found: Sequence[Region], exactness: Exactness) -> list[Case]:
         """The regions as sections with boundary values; those of one structure share the values of the first."""
         free_values = FreeValues(check.before, self._free_inputs)
+        drawing = drawing_outputs(check.before.model) | drawing_outputs(check.after.model)
         sections: list[tuple[Section, RegionEvidence]] = []
         for region in found:
             nodes = region.removed or region.added
@@ -121,7 +123,11 @@ class SiteGate:
             if not region.outputs:
                 evidence.status = "unused"
                 continue
-            sections.append((make_section(region, check.before, check.after, free_values), evidence))
+            section = make_section(region, check.before, check.after, free_values)
+            if drawing and not drawing.isdisjoint(name for side in (section.old, section.new) for name in side.makes):
+                evidence.reason = "it draws random numbers, which are compared in the whole model only, with pinned seeds"
+                continue
+            sections.append((section, evidence))
         # What lies around the one that ends first takes the least to capture.
         sections.sort(key=lambda item: max(item[0].old.numbers, default=0))
         firsts: dict[tuple[object, ...], Section] = {}

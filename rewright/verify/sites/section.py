@@ -53,6 +53,11 @@ class Side:
         """The nodes, in the order of their model."""
         return [self.index.nodes[number] for number in sorted(self.numbers)]
 
+    @property
+    def makes(self) -> list[str]:
+        """All values that the nodes make."""
+        return [name for number in self.numbers for name in self.index.nodes[number].output]
+
     def add_maker(self, name: str) -> bool:
         """Takes in the node that makes a value; False if there is none."""
         number = self.index.producer.get(name)
