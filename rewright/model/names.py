@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewright.model.carrier import Model
 from rewright.model.graph import state_of
 from rewright.model.view import View
 
@@ -12,16 +11,22 @@ from rewright.model.view import View
 class Names:
     """Hands out names that no value and no node of the view has, bodies and functions included.
 
-    Neither does the model that the pass began with have them: who compares the two relies on a value's name having one meaning.
+    Neither has anything had them since the view was opened: who compares the model before a pass with the model after it relies
+    on a value's name having one meaning.
     """
 
-    def __init__(self, view: View, before: Model) -> None:
+    def __init__(self, view: View) -> None:
         self._view = view
-        self._before = before
         self._taken: set[str] | None = None
 
     def _all(self) -> set[str]:
-        taken: set[str] = set()
+        taken = self._view.names
+        if not taken:
+            for owner, nodes in self._view.model.node_lists:
+                taken.update(tensor.name for tensor in getattr(owner, "initializer", ()))
+                for proto in nodes:
+                    taken.add(proto.name)
+                    taken.update(proto.output)
         for graph in self._view.graphs():
             taken.update(state_of(graph).initializers)
             taken.update(tensor.name for tensor in graph.inputs)
@@ -29,11 +34,6 @@ class Names:
                 taken.add(node.name)
                 taken.update(tensor.name for tensor in node.inputs)
                 taken.update(tensor.name for tensor in node.outputs)
-        for owner, nodes in self._before.node_lists:
-            taken.update(tensor.name for tensor in getattr(owner, "initializer", ()))
-            for proto in nodes:
-                taken.add(proto.name)
-                taken.update(proto.output)
         return taken
 
     def fresh(self, base: str) -> str:

@@ -48,6 +48,7 @@ class View:
         self.inference_runs = 0
         self.facts_problem = ""
         self.shapes: Any = None  # rewright.shapes.walk keeps there what it knows
+        self.names: set[str] = set()  # rewright.model.names keeps there what was in use so far
         importer = _Importer(model, self.opsets)
         with collector_paused():
             self.graph: Any = importer.main()

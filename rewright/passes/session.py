@@ -61,7 +61,7 @@ class PassSession:
     @cached_property
     def names(self) -> Names:
         """Names for new nodes and values."""
-        return Names(self.view, self.model)
+        return Names(self.view)
 
     def ensure_facts(self) -> bool:
         """Makes dtypes and shapes known: by the rules of ``rewright.shapes``, and where those leave something open, by onnx's
