@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin
 
 import typer
 from rich.console import Console
@@ -189,14 +190,17 @@ def _facts(*facts: tuple[str, Iterable[str]]) -> Table:
 
 
 def _type_text(field: FieldInfo) -> str:
-    annotation = field.annotation
+    return _annotation_text(field.annotation)
+
+
+def _annotation_text(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(str(choice) for choice in get_args(annotation))
-    return (
-        annotation.__name__
-        if isinstance(annotation, type) and not get_args(annotation)
-        else str(annotation).replace("typing.", "")
-    )
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join("null" if choice is NoneType else _annotation_text(choice) for choice in get_args(annotation))
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
 
 
 def _default_text(field: FieldInfo) -> str:

@@ -16,8 +16,19 @@ from rewright.model.facts import attribute, constant_node_value, dtype_of
 DType = np.dtype[Any]
 Rule = Callable[[Any], DType | None]
 
-_TYPED_BY: Final = {"EmbedLayerNormalization": 2}
-"""com.microsoft ops that are not typed by their first input."""
+_TYPED_BY: Final = {
+    **dict.fromkeys(
+        (
+            "Attention", "BiasAdd", "BiasGelu", "BiasSplitGelu", "DecoderMaskedMultiHeadAttention", "FastGelu", "FusedConv",
+            "FusedGemm", "FusedMatMul", "Gelu", "GemmFastGelu", "GroupNorm", "GroupQueryAttention", "MatMulBnb4", "MatMulNBits",
+            "MultiHeadAttention", "NhwcConv", "PackedAttention", "PackedMultiHeadAttention", "QuickGelu", "RotaryEmbedding",
+            "SkipGroupNorm", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "TransposeMatMul",
+        ),
+        0,
+    ),
+    "EmbedLayerNormalization": 2,
+}  # fmt: skip
+"""com.microsoft ops whose first output has the type of an input, and which one; of all others nothing is known."""
 
 
 def output_dtypes(node: Any, opset: int) -> list[DType | None]:
@@ -125,8 +136,8 @@ _SPECIAL: Final[dict[str, Rule]] = {
 
 
 def _microsoft(node: Any) -> list[DType | None]:
-    index = _TYPED_BY.get(node.op, 0)
-    first = dtype_of(node.inputs[index]) if index < len(node.inputs) else None
+    index = _TYPED_BY.get(node.op)
+    first = dtype_of(node.inputs[index]) if index is not None and index < len(node.inputs) else None
     found: list[DType | None] = [first, *([None] * (len(node.outputs) - 1))]
     if node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization") and len(found) > 3:
         found[3] = first
