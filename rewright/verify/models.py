@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -51,7 +51,7 @@ def verify(
     reference: Source,
     candidate: Source,
     *,
-    inputs: str | PathLike[str] | Mapping[str, np.ndarray[Any, Any]] | Sequence[Mapping[str, np.ndarray[Any, Any]]] | None = None,
+    inputs: str | PathLike[str] | Mapping[str, np.ndarray[Any, Any]] | Iterable[Mapping[str, np.ndarray[Any, Any]]] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     seed: int = 0,
@@ -66,7 +66,7 @@ def verify(
 
     Args:
         reference, candidate: paths, ModelProtos or Models; neither is modified.
-        inputs: an .npz file, a folder, arrays by name or a sequence of such; by default inputs are made from the reference.
+        inputs: an .npz file, a folder, arrays by name or any iterable of such; by default inputs are made from the reference.
         rtol, atol: tolerance of floating-point outputs; by default that of a reassociating rewrite in float32.
         seed: of the made inputs.
         mapping: the candidate's names by the reference's, ``{"y": "logits"}`` or ``{"inputs": {...}, "outputs": {...}}``, or
