@@ -89,11 +89,12 @@ def _weight_mutants(reference: Model) -> Iterator[tuple[str, Model]]:
 
         def perturb(proto: ModelProto, index: int = index) -> None:
             tensor = proto.graph.initializer[index]
-            values = np.array(reference.tensor(reference.proto.graph.initializer[index]))
+            stored = reference.tensor(reference.proto.graph.initializer[index])
+            values, largest = np.asarray(stored, np.float64), float(np.finfo(stored.dtype).max)
             spread = float(np.std(values)) or float(np.max(np.abs(values))) or 1.0
             noise = np.random.default_rng(index).uniform(-_PERTURBATION, _PERTURBATION, values.shape)
-            perturbed = numpy_helper.from_array((values + spread * noise).astype(values.dtype), tensor.name)
-            tensor.CopyFrom(perturbed)
+            perturbed = np.clip(values + spread * noise, -largest, largest)  # masks are filled with the lowest number
+            tensor.CopyFrom(numpy_helper.from_array(perturbed.astype(stored.dtype), tensor.name))
 
         yield f"weight '{name}' perturbed by a twentieth", _mutant(reference, perturb)
 

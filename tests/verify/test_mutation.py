@@ -42,3 +42,13 @@ def test_a_model_that_cannot_be_run(parse, worker):
     evidence = self_test(model, ParityGate(model, None, worker))
     assert evidence.status == "not-run"
     assert "the original cannot be run" in evidence.reason
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_lowest_number_can_be_perturbed(parse, worker):
+    text = (
+        "g (float[N, 4] x, bool[N, 4] m) => (float[N, 4] y) <float low = {-3.4028234e38}> { s = Where(m, x, low) y = Softmax(s) }"
+    )
+    model = parse(text)
+    evidence = self_test(model, ParityGate(model, None, worker))
+    assert "weight 'low' perturbed by a twentieth" in evidence.tried
