@@ -248,6 +248,20 @@ def test_an_original_that_is_killed_from_outside_is_run_again(parse: Any) -> Non
     assert (evidence.status, evidence.dropped) == ("passed", [])
 
 
+@pytest.mark.parametrize(("policy", "status"), [("rollback", 0), ("raise", 1)])
+def test_the_exit_status_is_the_policys(policy: str, status: int, process: Any, tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(MODEL), tmp_path / "model.onnx")
+    options = ["--plugin", "test_killed_worker:EmptyBatch", "-p", "empty-batch, gelu", "--on-failure", policy, "--quiet"]
+    outcome = process("optimize", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx", *options, path=Path(__file__).parent)
+    assert outcome.status == status, outcome.err
+    assert (tmp_path / "out.onnx").is_file() == (status == 0)
+    if status:
+        assert "died of SIGFPE" in outcome.assert_one_error(status)
+    folder = tmp_path / "out.onnx.reproducers" / "00-empty-batch"
+    ops = [node.op_type for node in onnx.load(folder / "before.onnx").graph.node]
+    assert ops == ["Relu"]
+
+
 OUT_OF_MEMORY = """
 import numpy as np
 from rewright import PatternPass
