@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 from zlib import crc32
 
 import numpy as np
+from onnx import TensorProto
 
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
@@ -43,6 +44,11 @@ at 0.01 by 1e-6.
 LARGE: Final = 30.0
 TINY: Final = 1e-3
 _MASKED: Final = -1e4
+_FIRST_IR_WITH_DEFAULTS: Final = 4
+_WITH_OTHER_DEFAULTS: Final = 2
+_LARGEST_DEFAULT: Final = 2**16
+_PERTURBED: Final = 0.1
+_REPLACED: Final = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16})
 _INTEGERS_BELOW: Final = 10
 _STRINGS: Final = np.array(["a", "be", "sea", "deep"], dtype=object)
 
@@ -97,7 +103,11 @@ def make_input_sets(model: Model, seed: int = 0, count: int = DEFAULT_COUNT) -> 
     """
     roles = infer_roles(model)
     if not roles:
-        return [InputSet("fixed", {}, "the model has no inputs", origin="made")]
+        replaced = _replaced_defaults(model, seed)
+        others = (
+            [InputSet("other-defaults", replaced, "other values for inputs with a default", origin="made")] if replaced else []
+        )
+        return [InputSet("fixed", {}, "nothing has to be fed", origin="made"), *others]
     symbols = symbols_of(roles)
     made = []
     for trial in range(count):
@@ -105,10 +115,31 @@ def make_input_sets(model: Model, seed: int = 0, count: int = DEFAULT_COUNT) -> 
         if shapes is not None:
             _refuse_large(shapes)
             made.append(_input_set(f"set-{trial}", roles, shapes, trial, seed))
+    replaced = _replaced_defaults(model, seed)
+    if replaced and len(made) > 1:
+        place = min(_WITH_OTHER_DEFAULTS, len(made) - 1)
+        described = f"{made[place].description}, other values for inputs with a default"
+        made[place] = replace(made[place], arrays={**made[place].arrays, **replaced}, description=described)
     if not made:
         dims = "; ".join(f"{role.name}: {list(role.dims)}" for role in roles)
         raise UsageError(f"no sizes fit the model's symbolic dimensions ({dims}).", "Give inputs of your own.")
     return made
+
+
+def _replaced_defaults(model: Model, seed: int) -> dict[str, np.ndarray]:
+    """Other values for small floating-point inputs that have a default: a rewrite must not take that for a constant.
+
+    Before IR version 4 every initializer is listed as an input; those are weights.
+    """
+    graph = model.proto.graph
+    listed = {value.name for value in graph.input}
+    found: dict[str, np.ndarray] = {}
+    for tensor in graph.initializer if model.proto.ir_version >= _FIRST_IR_WITH_DEFAULTS else ():
+        if tensor.name in listed and tensor.data_type in _REPLACED and 0 < math.prod(tensor.dims) <= _LARGEST_DEFAULT:
+            default = np.asarray(model.tensor(tensor))
+            noise = np.random.default_rng([seed, crc32(tensor.name.encode())]).standard_normal(default.shape)
+            found[tensor.name] = (default * (1 + _PERTURBED * noise) + _PERTURBED * noise).astype(default.dtype)
+    return found
 
 
 def make_fallback_sets(model: Model, seed: int = 0) -> Iterator[InputSet]:

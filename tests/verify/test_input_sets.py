@@ -1,11 +1,14 @@
 """Made inputs: legal for the model, different from each other, the same on every machine."""
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto
 
 from rewright.model.errors import UsageError
+from rewright.model.load import load
 from rewright.verify.inputs import MAXIMUM_ELEMENTS, make_fallback_sets, make_input_sets
+from rewright.verify.models import verify
 
 ENCODER = """g (int64[batch, seq] input_ids, int64[batch, seq] attention_mask, float[batch, seq, 4] x) => (float[batch, seq, 4] y)
     <float[5, 4] table = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20}, int64[1] last = {-1}> {
@@ -126,3 +129,25 @@ def test_real_exports_run_on_all_of_them(zoo, worker, name):
     run = worker.run(model, [input_set.arrays for input_set in make_input_sets(model, count=8)])
     assert [result.error for result in run.results] == [""] * 8
     assert all(np.isfinite(array).all() for result in run.results for array in result.outputs.values())
+
+
+DEFAULTED = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[n, 2] x, float[2] w) => (float[n, 2] y) <float[2] w = {1.0, 2.0}> { y = Mul(x, w) }"""
+
+
+def test_inputs_with_a_default_get_another_value_once():
+    model = load(onnx.parser.parse_model(DEFAULTED))
+    fed = [input_set for input_set in make_input_sets(model) if "w" in input_set.arrays]
+    assert len(fed) == 1
+    assert "default" in fed[0].description
+    assert not np.allclose(fed[0].arrays["w"], [1, 2], atol=1e-3)
+
+
+def test_before_ir_version_4_initializers_are_no_inputs():
+    proto = onnx.parser.parse_model(DEFAULTED.replace("ir_version: 8", "ir_version: 3"))
+    assert not any("w" in input_set.arrays for input_set in make_input_sets(load(proto)))
+
+
+def test_a_default_that_is_taken_for_a_constant_is_noticed():
+    taken = DEFAULTED.replace("Mul(x, w)", "Mul(x, k)").replace("{1.0, 2.0}", "{1.0, 2.0}, float[2] k = {1.0, 2.0}")
+    assert not verify(onnx.parser.parse_model(DEFAULTED), onnx.parser.parse_model(taken)).equal
