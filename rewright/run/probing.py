@@ -24,6 +24,7 @@ def probe(gate: ParityGate, result: Model) -> list[ProbeEvidence]:
         lower=gate.lower,
         budget=gate.budget,
         outputs=gate.original_outputs,
+        candidate_outputs=gate.outputs_of(result),
     )
 
 

@@ -45,6 +45,7 @@ def run_probes(
     lower: Lower | None = None,
     budget: QuantizationBudget | None = None,
     outputs: Sequence[Outputs] = (),
+    candidate_outputs: Sequence[Outputs] = (),
 ) -> list[ProbeEvidence]:
     """Probe the original and the candidate: causality, padding, batch, and chained steps of a model with a cache.
 
@@ -57,7 +58,7 @@ def run_probes(
         exactness: the least exact promise of the passes between the two.
         lower: replaces ops without a kernel here, before a model is run.
         budget: what quantizing passes may lose.
-        outputs: what the original computes on each of the input sets, where that is known already.
+        outputs, candidate_outputs: what the two compute on each of the input sets, where that is known already.
 
     Returns:
         One record for each probe that the model offers a place for; a probe without one is "not-run" with the reason.
@@ -75,8 +76,11 @@ def run_probes(
         *padding_trials(original, roles, sets),
         *batch_trials(original, roles, sets),
     ]
-    known = {id(each.arrays): computed for each, computed in zip(input_sets, outputs, strict=False)}
-    found = judge_trials(trials, original, candidate, bench, known)
+    known = [
+        {id(each.arrays): computed for each, computed in zip(input_sets, found, strict=False)}
+        for found in (outputs, candidate_outputs)
+    ]
+    found = judge_trials(trials, original, candidate, bench, *known)
     missing = [name for name in _INVARIANCES if all(evidence.name != name for evidence in found)]
     found.extend(ProbeEvidence(name=name, status="not-run", reason=_ABSENT[name]) for name in missing)
     steps = probe_cached_steps(original, candidate, roles, sets, bench)

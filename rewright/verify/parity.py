@@ -99,6 +99,7 @@ class ParityGate:
             self._wanted, self._fallbacks = list(input_sets), ()
         self._runner = Runner(worker, lower)
         self._noise = NoiseFloor(reference, lambda model, feeds: worker.run(self._runner.lowered(model), feeds))
+        self._last: tuple[Model, list[Outputs]] | None = None
         self._checked: list[Outputs] = []
         self._baseline: list[Outputs] = []
 
@@ -111,6 +112,11 @@ class ParityGate:
     def original_outputs(self) -> list[Outputs]:
         """What the original computes on each of the `input_sets`."""
         return self._original.outputs
+
+    def outputs_of(self, candidate: Model) -> list[Outputs]:
+        """What a candidate computes on each of the `input_sets`, if it is the one that was checked last, trials aside; else nothing."""
+        is_known = self._last is not None and self._last[0] is candidate and self.candidate_optimization == "ORT_DISABLE_ALL"
+        return self._last[1] if self._last is not None and is_known else []
 
     def check(self, candidate: Model, exactness: Exactness, *, is_trial: bool = False) -> ParityEvidence:
         """Run the candidate on every input set and compare all outputs.
@@ -131,6 +137,7 @@ class ParityGate:
             outputs = self._judge(evidence, candidate, exactness, original)
             if not is_trial:
                 self._checked = outputs
+                self._last = candidate, outputs
         evidence.seconds = time.perf_counter() - started
         return evidence
 

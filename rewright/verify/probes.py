@@ -27,6 +27,7 @@ from rewright.verify.tolerance import Tolerance, is_floating, least_exact, toler
 
 Feed = Mapping[str, np.ndarray]
 Outputs = Mapping[str, np.ndarray]
+Known = Mapping[int, Outputs]
 Lower = Callable[[Model], Model]
 Part = Callable[[str, np.ndarray], np.ndarray | None]
 """What of an output, by name, a probe looks at; None where the probe says nothing about that output."""
@@ -118,18 +119,23 @@ class Bench:
 
 
 def judge_trials(
-    trials: Sequence[Trial], original: Model, candidate: Model, bench: Bench, known: Mapping[int, Outputs] | None = None
+    trials: Sequence[Trial],
+    original: Model,
+    candidate: Model,
+    bench: Bench,
+    known: Known | None = None,
+    known_of_candidate: Known | None = None,
 ) -> list[ProbeEvidence]:
     """Run both models on the feeds of the trials, each feed once, and judge every trial.
 
     What the candidate no longer holds by a small factor is held against the rounding noise of the original. The candidate is
-    run for what the original holds only. `known` are outputs of the original, by the `id` of the feed.
+    run for what the original holds only. `known` are outputs of the original, by the `id` of the feed; the candidate's likewise.
     """
     of_original = {feed: SetResult(dict(outputs)) for feed, outputs in (known or {}).items()}
+    of_candidate = {feed: SetResult(dict(outputs)) for feed, outputs in (known_of_candidate or {}).items()}
     _run(of_original, original, trials, bench)
     judged = [_of_original(trial, of_original[id(trial.first)], of_original[id(trial.second)], bench) for trial in trials]
     telling = [trial for trial, (_, held) in zip(trials, judged, strict=True) if held]
-    of_candidate: dict[int, SetResult] = {}
     _run(of_candidate, candidate, telling, bench)
     floor = NoiseFloor(original, bench.run)
     for trial, (evidence, held) in zip(trials, judged, strict=True):

@@ -250,6 +250,17 @@ def test_a_trial_cannot_be_kept(parse, worker):
     assert gate.check(noisy, "exact").status == "passed"
 
 
+def test_the_outputs_of_the_last_candidate_are_known_and_no_other_ones(parse, worker):
+    gate = ParityGate(parse(RELU), None, worker)
+    candidate, other = parse(unary("{ a = Relu(x) y = Identity(a) }")), parse(unary("{ y = Neg(x) }"))
+    assert gate.outputs_of(candidate) == []
+    gate.check(candidate, "exact")
+    gate.check(other, "exact", is_trial=True)
+    assert gate.outputs_of(other) == []
+    for known, original in zip(gate.outputs_of(candidate), gate.original_outputs, strict=True):
+        np.testing.assert_array_equal(known["y"], original["y"])
+
+
 def test_quantizing_passes_are_judged_by_their_budget(judge):
     rough = unary("<float s = {0.05}> { r = Relu(x) d = Div(r, s) q = Round(d) y = Mul(q, s) }")
     large = "g (float[batch, seq, 8] x) => (float[batch, seq, 8] y) <float k = {100}> { l = Mul(x, k) y = Relu(l) }"
