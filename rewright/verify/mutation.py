@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ _PERTURBED_ELEMENTS: Final = 2**20
 """Only tensors up to this size are copied into a mutant."""
 
 _PERTURBATION: Final = 0.05
+_MASK: Final = 1e4
 _SWAPS: Final = {
     "Add": "Sub",
     "Sub": "Add",
@@ -84,7 +86,8 @@ def _weight_mutants(reference: Model) -> Iterator[tuple[str, Model]]:
         for index, tensor in enumerate(reference.proto.graph.initializer)
         if tensor.name in readers and tensor.data_type == TensorProto.FLOAT and _is_perturbable(tensor)
     ]
-    for _, index in sorted(candidates)[:MUTANTS_PER_KIND]:
+    telling = (index for _, index in sorted(candidates) if not _masks(reference, index))
+    for index in islice(telling, MUTANTS_PER_KIND):
         name = reference.proto.graph.initializer[index].name
 
         def perturb(proto: ModelProto, index: int = index) -> None:
@@ -97,6 +100,12 @@ def _weight_mutants(reference: Model) -> Iterator[tuple[str, Model]]:
             tensor.CopyFrom(numpy_helper.from_array(perturbed.astype(stored.dtype), tensor.name))
 
         yield f"weight '{name}' perturbed by a twentieth", _mutant(reference, perturb)
+
+
+def _masks(reference: Model, index: int) -> bool:
+    """Whether an initializer is a number that is put in the place of masked scores: a twentieth of it more masks as well."""
+    tensor = reference.proto.graph.initializer[index]
+    return math.prod(tensor.dims) == 1 and abs(float(reference.tensor(tensor).reshape(-1)[0])) >= _MASK
 
 
 def _op_mutants(reference: Model) -> Iterator[tuple[str, Model]]:

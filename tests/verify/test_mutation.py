@@ -47,8 +47,17 @@ def test_a_model_that_cannot_be_run(parse, worker):
 @pytest.mark.filterwarnings("error")
 def test_the_lowest_number_can_be_perturbed(parse, worker):
     text = (
-        "g (float[N, 4] x, bool[N, 4] m) => (float[N, 4] y) <float low = {-3.4028234e38}> { s = Where(m, x, low) y = Softmax(s) }"
+        "g (float[N, 2] x, bool[N, 2] m) => (float[N, 2] y) <float[2] low = {-3.4028234e38, -1}> "
+        "{ s = Where(m, x, low) y = Softmax(s) }"
     )
     model = parse(text)
     evidence = self_test(model, ParityGate(model, None, worker))
     assert "weight 'low' perturbed by a twentieth" in evidence.tried
+
+
+def test_the_number_that_masks_is_no_weight(parse, worker):
+    masked = """g (float[b, 4] x, bool[b, 4] m) => (float[b, 4] y) <float low = {-1000000000.0}> {
+        s = Where(m, x, low)  y = Softmax<axis = -1>(s) }"""
+    reference = parse(masked)
+    evidence = self_test(reference, ParityGate(reference, None, worker))
+    assert not any("low" in tried for tried in evidence.tried)
