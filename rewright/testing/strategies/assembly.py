@@ -140,7 +140,7 @@ def _models(
 def _sizes(draw: st.DrawFn) -> Sizes:
     batch: int | str = draw(st.sampled_from(_BATCHES))
     sequence: int | str = draw(st.sampled_from(_SEQUENCES))
-    heads, size = draw(st.sampled_from([(2, 4), (4, 4), (2, 8), (1, 8), (3, 4)]))
+    heads, size = draw(st.sampled_from([(2, 4), (4, 4), (2, 8), (1, 8), (3, 4), (4, 8)]))
     return Sizes(batch, sequence, heads, size)
 
 

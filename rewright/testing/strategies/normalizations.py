@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
+from rewright.testing.strategies.products import linear
 from rewright.testing.strategies.writer import FLOAT, Attributes, Part, Value, Writer
 
 _EPSILONS = (1e-5, 1e-6, 1e-3, 1e-12)
@@ -76,9 +77,9 @@ def _affine(w: Writer, x: Value, has_bias: bool) -> Value:
     return x
 
 
-def norm_op(w: Writer) -> Value:
+def norm_op(w: Writer, x: Value | None = None) -> Value:
     """The op itself, of each opset, with optional inputs and attributes left out."""
-    x, hidden = w.read(), w.sizes.hidden
+    x, hidden = w.read() if x is None else x, w.sizes.hidden
     attributes: Attributes = {}
     if w.chance():
         attributes["epsilon"] = w.pick(*(_HALF_EPSILONS if w.kind == TensorProto.FLOAT16 else _EPSILONS))
@@ -101,11 +102,12 @@ def norm_op(w: Writer) -> Value:
 def residual_norm(w: Writer) -> Value:
     """A norm of a sum, which others read too."""
     x, skip = w.read(), w.read()
-    if w.chance():
-        x = w.commuted("Add", x, w.weight(w.sizes.hidden))
+    form = w.pick("plain", "bias", "linear")
+    if form != "plain":
+        x = linear(w, x) if form == "linear" else w.commuted("Add", x, w.weight(w.sizes.hidden))
     total = w.commuted("Add", x, skip)
     w.values.append(total)
-    return w.pick(norm_op, layer_norm, rms_norm)(w)
+    return w.pick(norm_op, layer_norm, rms_norm)(w, w.read() if w.rarely() else total)
 
 
 PARTS: dict[str, Part] = {
