@@ -114,7 +114,7 @@ class ParityGate:
         return self._original.outputs
 
     def outputs_of(self, candidate: Model) -> list[Outputs]:
-        """What a candidate computes on each of the `input_sets`, if it is the one that was checked last, trials aside; else nothing."""
+        """What the candidate that was checked last, trials aside, computes on the `input_sets`; nothing for another one."""
         is_known = self._last is not None and self._last[0] is candidate and self.candidate_optimization == "ORT_DISABLE_ALL"
         return self._last[1] if self._last is not None and is_known else []
 
