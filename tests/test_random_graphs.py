@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from onnx import ModelProto
 
 from rewright.registry.catalog import default_catalog
-from rewright.testing.fuzz import Examiner
+from rewright.testing.fuzz.checks import Examiner
 from rewright.testing.strategies import models
 from rewright.verify.process import SessionWorker
 

@@ -4,7 +4,7 @@ import pytest
 from onnx.parser import parse_model
 
 from rewright.registry.catalog import default_catalog
-from rewright.testing.fuzz import Examiner
+from rewright.testing.fuzz.checks import Examiner
 from rewright.verify.process import SessionWorker
 
 GRAPHS = {

@@ -11,9 +11,10 @@ import pytest
 from onnx.parser import parse_model
 
 from rewright.registry.catalog import Catalog, default_catalog
-from rewright.testing.fuzz import Assignment, Examiner, Finding, fuzz
+from rewright.testing.fuzz.checks import Examiner, Finding
 from rewright.testing.fuzz.echo import Echo
 from rewright.testing.fuzz.findings import Kept, keep, minimize, read, replay
+from rewright.testing.fuzz.process import Assignment, fuzz
 
 TANH = parse_model(
     """<ir_version: 8, opset_import: ["": 17]>
@@ -135,6 +136,15 @@ def test_a_finding_is_kept_and_runs_again(tmp_path):
     onnx.save(NEG, place / "model.onnx")
     mended = command("--replay", place, "--plugin", "faulty_plugin", "--no-plugins")
     assert (mended.returncode, "mended" in mended.stdout) == (0, True), mended.stderr
+
+
+def test_without_hypothesis_it_says_what_to_install(tmp_path):
+    (tmp_path / "hypothesis.py").write_text("raise ModuleNotFoundError(name='hypothesis')")
+    line = [sys.executable, "-m", "rewright.testing.fuzz"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith('hint: pip install "rewright[testing]"\n')
 
 
 @pytest.mark.parametrize(
