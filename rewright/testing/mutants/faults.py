@@ -62,8 +62,6 @@ def _unread(spot: Spot, name: str) -> str:
     shape = spot.shape("input") or spot.shape("X")
     if shape is not None and len(shape) == 4:
         return "an input of four axes has an axis of heads, and num_heads is not read"
-    if spot.op.startswith("com") and not spot.attribute("rotary_embedding_dim", 0):
-        return "without rotary_embedding_dim the size of a head is that of its caches, and num_heads is not read"
     return ""
 
 
