@@ -59,6 +59,14 @@ GRAPHS = {
         """g (float[N, 8] x) => (float[N, 1, 1, 8] y) <int64[1] first = {0}, int64[1] one = {1}, int64[1] eight = {8}> {
             s = Shape(x) n = Gather(s, first) shape = Concat<axis = 0>(n, one, one, eight) y = Reshape(x, shape) }""",
     ),
+    "casts that onnxruntime names alike inside and outside of a body": (
+        "ort-session",
+        17,
+        """g (bool flag, float16[N, 8] x, float16[8, 8] w) => (float16[N, 8] y, float16[N, 8] z) {
+            y = If(flag) <then_branch = t () => (float16[N, 8] b) { a = MatMul(x, w) b = Add(a, x) },
+                          else_branch = e () => (float16[N, 8] c) { c = Identity(x) }>
+            z = MatMul(x, w) }""",
+    ),
     "a part without elements": (
         "O2",
         17,

@@ -23,6 +23,7 @@ from rewright.passes.contract import Backend
 from rewright.passes.difference import fresh_nodes, record_difference
 from rewright.passes.graph_pass import ModelPass
 from rewright.passes.ort.optimizers import all_but
+from rewright.passes.ort.shadows import rename_shadows
 from rewright.passes.session import PassSession
 
 Level = Literal["basic", "extended", "all"]
@@ -98,6 +99,7 @@ class OrtSession(ModelPass):
             proto.CopyFrom(optimized.proto)
             _reattach_weights(source, optimized, proto)
             _restore(source.proto, proto)
+            rename_shadows(proto)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
