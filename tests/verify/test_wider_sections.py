@@ -97,3 +97,13 @@ def test_products_of_half_precision_stay_finite():
     before = SCORES % "y = Softmax<axis = -1>(s)"
     after = SCORES % "m = ReduceMax<axes = [2]>(s) d = Sub(s, m) e = Exp(d) t = ReduceSum<keepdims = 1>(e, last) y = Div(e, t)"
     assert check(before, after.replace("{ s", "<int64[1] last = {2}> { s")).status == "passed"
+
+
+UNROUNDED = """g (float16[N, 16] h) => (float[N, 16] y) {
+    g = Cast<to = 1>(h) f = Mul(g, g) m = ReduceMean<axes = [1]>(f) y = Sub(f, m) }"""
+
+
+def test_rounding_to_half_precision_inside_is_judged_as_that():
+    rounded = UNROUNDED.replace("g = Cast<to = 1>(h) f = Mul(g, g)", "s = Mul(h, h) f = Cast<to = 1>(s)")
+    assert check(UNROUNDED, rounded).status == "passed"
+    assert check(UNROUNDED, rounded.replace("s = Mul(h, h)", "t = Add(h, h) s = Mul(h, t)")).status == "failed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -249,9 +250,10 @@ class SiteGate:
             for position, name in enumerate(case.section.outputs):
                 arrays = [wanted[position], got[position], *([exact[position]] if exact is not None else [])]
                 found = self._judge_one(arrays, one, promised)
-                if found.ratio > 1.0 and truth is not None and exact is not None:
-                    shaken = truth.shaken({name: one.arrays[name] for name in case.section.old.inputs})
-                    found = self._judge_one([*arrays, *(outputs[position] for outputs in shaken)], one, promised)
+                if found.ratio > 1.0:
+                    found = (
+                        self._judge_again(case, position, arrays, one, promised, truth if exact is not None else None) or found
+                    )
                 compared += wanted[position].size
                 if found.ratio > 1.0 and wanted[position].dtype.kind in "iu":
                     case.differing.add(name)
@@ -266,18 +268,38 @@ class SiteGate:
             evidence.status = "passed"
             evidence.reason = "" if compared else "what it makes is empty on every set"
 
-    def _judge_one(self, arrays: list[np.ndarray], one: BoundarySet, exactness: Exactness) -> Judgement:
+    def _judge_again(
+        self,
+        case: Case,
+        position: int,
+        arrays: list[np.ndarray],
+        one: BoundarySet,
+        exactness: Exactness,
+        truth: DoubleEvaluator | None,
+    ) -> Judgement | None:
+        """What differs, with regard to how far rounding moves the old part; None if nothing is known about that."""
+        found = None
+        if truth is not None:
+            shaken = truth.shaken({name: one.arrays[name] for name in case.section.old.inputs})
+            found = self._judge_one([*arrays, *(outputs[position] for outputs in shaken)], one, exactness)
+        coarse = case.coarsest.get(case.section.outputs[position])
+        if coarse is not None and (found is None or found.ratio > 1.0):
+            found = self._judge_one(arrays, one, exactness, coarse)
+        return found
+
+    def _judge_one(
+        self, arrays: list[np.ndarray], one: BoundarySet, exactness: Exactness, coarse: np.dtype | None = None
+    ) -> Judgement:
         truth = arrays[2] if len(arrays) > 2 else None
-        found = judge(arrays[0], arrays[1], truth, exactness, is_captured=one.is_captured, budget=self._budget, shaken=arrays[3:])
+        judged = partial(judge, exactness=exactness, is_captured=one.is_captured, budget=self._budget, coarse=coarse)
+        found = judged(arrays[0], arrays[1], truth, shaken=arrays[3:])
         same_shape = all(array.shape == arrays[0].shape for array in arrays)
         if found.ratio > 1.0 and exactness != "exact" and same_shape:
             # what padded positions hold means nothing, and fusions may change it
             valid = without_padded_rows(arrays, self._capture.input_sets[one.origin], one.shift)
             if valid is not None:
                 truth = valid[2] if len(valid) > 2 else None
-                return judge(
-                    valid[0], valid[1], truth, exactness, is_captured=one.is_captured, budget=self._budget, shaken=valid[3:]
-                )
+                return judged(valid[0], valid[1], truth, shaken=valid[3:])
         return found
 
 

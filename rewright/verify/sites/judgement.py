@@ -42,6 +42,7 @@ def judge(
     is_captured: bool,
     budget: QuantizationBudget | None = None,
     shaken: Sequence[np.ndarray] = (),
+    coarse: np.dtype | None = None,
 ) -> Judgement:
     """Compares two arrays.
 
@@ -58,6 +59,7 @@ def judge(
         budget: of quantizing passes.
         shaken: what the old part gives in float64 where its inputs are off by their last place: what it then differs by counts as
             error of its own.
+        coarse: the type of fewer digits that the values were made of, whose tolerance then counts.
     """
     if wanted.dtype != got.dtype:
         return Judgement(np.inf, message=f"dtype is {got.dtype.name} instead of {wanted.dtype.name}")
@@ -68,7 +70,7 @@ def judge(
         return Judgement(0.0 if found.equal else np.inf, found.max_abs or 0.0, message=found.message)
     if not is_floating(wanted.dtype) or wanted.dtype.kind == "c" or exactness == "exact":
         return _equal(wanted, got)
-    return _close(wanted, got, truth, exactness, is_captured, shaken)
+    return _close(wanted, got, truth, exactness, is_captured, shaken, coarse or wanted.dtype)
 
 
 def _equal(wanted: np.ndarray, got: np.ndarray) -> Judgement:
@@ -93,8 +95,9 @@ def _close(
     exactness: Exactness,
     is_captured: bool,
     shaken: Sequence[np.ndarray],
+    dtype: np.dtype,
 ) -> Judgement:
-    tolerance = tolerance_for(wanted.dtype, exactness)
+    tolerance = tolerance_for(dtype, exactness)
     old, new = wanted.astype(np.float64), got.astype(np.float64)
     exact = truth.astype(np.float64) if truth is not None and truth.shape == old.shape else old
     finite = np.isfinite(old) & np.isfinite(exact)

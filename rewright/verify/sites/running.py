@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 
 from rewright.model.carrier import Model
+from rewright.verify.coarseness import coarsest_types
 from rewright.verify.process import SessionCrash, SessionError, SessionRun, SessionWorker, first_line
 from rewright.verify.sites.assembly import Part, ValueType, assemble, fit_together
 from rewright.verify.sites.boundary_values import BoundarySet
@@ -33,6 +35,14 @@ class Case:
     sets: list[BoundarySet]
     first: Case | None = None
     differing: set[str] = field(default_factory=set)
+
+    @cached_property
+    def coarsest(self) -> dict[str, np.dtype]:
+        """The type of fewer digits that goes into an output, for the outputs that have one; see ``coarseness``."""
+        model = model_of(self)
+        types = coarsest_types(model)
+        named = zip(self.section.outputs, model.proto.graph.output, strict=True)
+        return {name: types[value.name] for name, value in named if value.name in types}
 
     def member(self, section: Section, evidence: RegionEvidence) -> Case:
         """A section of the same structure, to run on the first captured and the first made-up set of this one.
