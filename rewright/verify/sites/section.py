@@ -180,8 +180,8 @@ def _close(old: Side, new: Side, outputs: tuple[str, ...]) -> bool:
     return True
 
 
-def _follows(name: str, others: set[str], old: Side, after: GraphIndex) -> bool:
-    """Whether a node that both models have makes the value of the others.
+def _follows(name: str, others: set[str], old: Side, after: GraphIndex, steps: int = 4) -> bool:
+    """Whether nodes that both models have make the value of the others.
 
     What a product gives is as good as independent of what it reads, unless the old part computes the same product.
     """
@@ -190,8 +190,9 @@ def _follows(name: str, others: set[str], old: Side, after: GraphIndex) -> bool:
         return False
     if node.op_type in MIXING and not any(_alike(node, inner) for inner in old.nodes):
         return False
-    read = [value for value in reads(node) if value not in old.index.constants]
-    return bool(read) and all(value in others for value in read)
+    index = old.index
+    read = [value for value in reads(node) if value not in index.constants and not _is_constant_node(index.node_of(value))]
+    return bool(read) and all(value in others or (steps > 1 and _follows(value, others, old, after, steps - 1)) for value in read)
 
 
 def _alike(first: NodeProto, second: NodeProto) -> bool:
