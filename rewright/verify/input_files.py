@@ -18,7 +18,7 @@ from onnx import TensorProto, numpy_helper
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
 from rewright.verify.inputs import InputSet, Origin
-from rewright.verify.roles import InputRole, infer_roles
+from rewright.verify.roles import InputRole, infer_roles, roles_with_defaults
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,7 +44,7 @@ def load_input_sets(model: Model, source: Source, *, origin: Origin = "given", b
     Raises:
         UsageError: nothing is found, a file cannot be read, or a name, dtype or shape does not fit the model.
     """
-    roles = infer_roles(model)
+    roles, optional = infer_roles(model), roles_with_defaults(model)
     description = f"given by {by}"
     if isinstance(source, Mapping):
         found = [_Found("inputs", source)]
@@ -57,7 +57,8 @@ def load_input_sets(model: Model, source: Source, *, origin: Origin = "given", b
         raise UsageError("there are no input sets in the given sequence.", "Give at least one dict of arrays.")
     masks = tuple(role.name for role in roles if role.kind == "mask" and len(role.dims) == 2)
     return [
-        InputSet(each.name, _checked(each.name, each.arrays, roles), description, masks, origin, each.expected) for each in found
+        InputSet(each.name, _checked(each.name, each.arrays, roles, optional), description, masks, origin, each.expected)
+        for each in found
     ]
 
 
@@ -157,8 +158,12 @@ def _read_tensor(file: Path, number: int, names: Sequence[str]) -> tuple[str, np
     return tensor.name or (names[number] if number < len(names) else file.stem), values
 
 
-def _checked(set_name: str, arrays: Mapping[str, object], roles: Sequence[InputRole]) -> dict[str, np.ndarray]:
+def _checked(
+    set_name: str, arrays: Mapping[str, object], roles: Sequence[InputRole], optional: Sequence[InputRole]
+) -> dict[str, np.ndarray]:
+    """The arrays, held against the model; those of inputs that have a default may be missing."""
     expected = {role.name: role for role in roles}
+    expected |= {role.name: role for role in optional if role.name in arrays}
     for name in arrays:
         if name not in expected:
             near = difflib.get_close_matches(name, expected, n=3, cutoff=0.4) or list(expected)

@@ -57,9 +57,21 @@ def infer_roles(model: Model) -> list[InputRole]:
         UsageError: an input is not a tensor.
     """
     uses = Uses(model)
-    initialized = {tensor.name for tensor in model.proto.graph.initializer}
-    initialized.update(tensor.values.name for tensor in model.proto.graph.sparse_initializer)
+    initialized = _initialized(model)
     return [_role(value, uses) for value in model.proto.graph.input if value.name not in initialized]
+
+
+def roles_with_defaults(model: Model) -> list[InputRole]:
+    """The role of every input that a caller may feed and need not, because the model has a value for it."""
+    initialized = _initialized(model)
+    values = [value for value in model.proto.graph.input if value.name in initialized]
+    uses = Uses(model) if values else None
+    return [_role(value, uses) for value in values] if uses is not None else []
+
+
+def _initialized(model: Model) -> set[str]:
+    names = {tensor.name for tensor in model.proto.graph.initializer}
+    return names | {tensor.values.name for tensor in model.proto.graph.sparse_initializer}
 
 
 _MOVES: Final[dict[str, frozenset[int]]] = {

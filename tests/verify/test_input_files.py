@@ -88,3 +88,11 @@ def test_paths_that_hold_nothing(model, tmp_path):
         load_input_sets(model, tmp_path / "broken.npz")
     with pytest.raises(UsageError, match="no input sets"):
         load_input_sets(model, [])
+
+
+def test_an_input_with_a_default_may_be_given(parse):
+    model = parse("g (float[n, 2] x, float[2] w) => (float[n, 2] y) <float[2] w = {1.0, 2.0}> { y = Mul(x, w) }")
+    x, w = np.ones((3, 2), np.float32), np.zeros(2, np.float32)
+    given, left = load_input_sets(model, [{"x": x, "w": w}, {"x": x}])
+    assert set(given.arrays) == {"x", "w"}
+    assert set(left.arrays) == {"x"}

@@ -12,7 +12,7 @@ from rewright.testing.random_graphs import leaves_unharmed
 def test_a_pass_that_is_exact_for_powers_of_two_only() -> None:
     check_pass(Reciprocals, HALF)
     with pytest.raises(AssertionError, match="on a generated model, the check of 'reciprocals'") as raised:
-        leaves_unharmed(Reciprocals(), 10, ("activations", "attention"), shrinking_seconds=0.5)
+        leaves_unharmed(Reciprocals(), 60, ("activations", "attention"), shrinking_seconds=0.5)
     message, _, text = str(raised.value).partition("\nthe model:\n")
     assert "elements differ" in message
     assert "Div" in {node.op_type for node in parse(text).graph.node}
