@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bad_passes import HALF, Negations, Reciprocals
 
-from rewright.testing import check_pass, parse
+from rewright.testing import check_pass
 from rewright.testing.random_graphs import leaves_unharmed
 
 
@@ -15,7 +15,7 @@ def test_a_pass_that_is_exact_for_powers_of_two_only() -> None:
         leaves_unharmed(Reciprocals(), 60, ("activations", "attention"), shrinking_seconds=0.5)
     message, _, text = str(raised.value).partition("\nthe model:\n")
     assert "elements differ" in message
-    assert "Div" in {node.op_type for node in parse(text).graph.node}
+    assert "Div" in text
 
 
 def test_a_right_pass_harms_none() -> None:
