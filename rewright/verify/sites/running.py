@@ -38,11 +38,18 @@ class Case:
 
     @cached_property
     def coarsest(self) -> dict[str, np.dtype]:
-        """The type of fewer digits that goes into an output, for the outputs that have one; see ``coarseness``."""
-        model = model_of(self)
-        types = coarsest_types(model)
-        named = zip(self.section.outputs, model.proto.graph.output, strict=True)
-        return {name: types[value.name] for name, value in named if value.name in types}
+        """The type of fewer digits that goes into an output, for the outputs that have one; see ``coarseness``.
+
+        Where it goes into one of the two sides only, a cast is gone or new, and that is no matter of rounding.
+        """
+        found: list[dict[str, np.dtype]] = []
+        for kind in ("a", "b"):
+            model = model_of(self, kind)
+            types = coarsest_types(model)
+            named = zip(self.section.outputs, model.proto.graph.output, strict=True)
+            found.append({name: types[value.name] for name, value in named if value.name in types})
+        old, new = found
+        return {name: dtype for name, dtype in old.items() if new.get(name) == dtype}
 
     def member(self, section: Section, evidence: RegionEvidence) -> Case:
         """A section of the same structure, to run on the first captured and the first made-up set of this one.
@@ -185,6 +192,6 @@ def _alone(case: Case, kind: str, worker: SessionWorker, lower: Callable[[Model]
     return one
 
 
-def model_of(case: Case) -> Model:
-    """The part before the pass as a model of its own, with the boundary values as inputs."""
-    return assemble([Part(case.section.old, case.section.outputs)], _types(case)).model
+def model_of(case: Case, kind: str = "a") -> Model:
+    """The part before the pass ("a"), or what took its place ("b"), as a model whose inputs are the boundary values."""
+    return assemble([Part(_side(case, kind), case.section.outputs)], _types(case)).model
