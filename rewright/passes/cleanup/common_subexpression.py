@@ -130,7 +130,7 @@ class _Merger:
             first = next((table[key] for table in tables if key in table), None)
             if first is None:
                 tables[0][key] = constant
-            elif name not in defaults and not self._editor.is_graph_output(constant):
+            elif first is not constant and name not in defaults and not self._editor.is_graph_output(constant):
                 self._editor.redirect(constant, first, None)
                 if held.get(name) is constant:
                     del held[name]

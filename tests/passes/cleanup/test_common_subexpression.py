@@ -6,6 +6,7 @@ import pytest
 from onnx.parser import parse_model
 from pass_harness import ops, parity, run_pass, zoo_feeds
 
+import rewright
 from rewright.passes.cleanup.common_subexpression import CommonSubexpression
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -126,3 +127,14 @@ def test_the_zoo(zoo_model):
     again, same = run_pass(CommonSubexpression(), after)
     assert not again.sites
     assert same.fingerprint() == after.fingerprint()
+
+
+def test_a_constant_of_the_graph_around_a_body_is_not_merged_with_itself():
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 16]> g (int64 n, bool c, float[4] z) => (float[4] y) <int64 two = {2}> {
+            y = Loop (n, c, z) <body = b (int64 i, bool go, float[4] v) => (bool on, float[4] w) <int64 limit = {2}> {
+                w = Tanh(v)  on = Less(i, limit)
+            }>
+        }""")
+    result = rewright.optimize(model, chain="common-subexpression, common-subexpression", verify="model")
+    assert [record.status for record in result.report.passes] == ["applied", "unchanged"]
