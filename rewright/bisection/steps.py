@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rewright.bisection.record import Application, Kind
 from rewright.model.carrier import Model
-from rewright.model.errors import RewrightError, ScratchError
 from rewright.model.regions import GraphIndex, regions
 from rewright.model.view import View
 from rewright.passes.contract import Exactness, Pass, Site, Target
 from rewright.passes.session import PassSession
+from rewright.run.applying import apply_pass
 from rewright.verify.interface import check_interface
 from rewright.verify.structure import check_structure
 from rewright.verify.tolerance import least_exact
@@ -71,7 +69,7 @@ class Walk:
         """Applies a pass to ``current`` and, where the result can be used, goes on to it."""
         before = self.current
         session = PassSession(step, before, self.target, self.view)
-        after, reason = _result(step, session)
+        after, reason = apply_pass(step, session)
         self.view = None if after is None else session.opened
         if after is None:
             return Applied(index, step, before, None, tuple(session.sites), "crash", reason)
@@ -87,22 +85,6 @@ class Walk:
     def take_back(self, applied: Applied) -> None:
         """Goes on without a pass."""
         self.current, self.view = applied.before, None
-
-
-def _result(step: Pass, session: PassSession) -> tuple[Model | None, str]:
-    """The model after the pass, or None and what the pass died of."""
-    try:
-        step.apply(session)
-        if session.result is not None:
-            return session.result, ""
-        return (session.opened.to_model() if session.opened is not None else session.model), ""
-    except ScratchError:
-        raise
-    except RewrightError as error:
-        return None, str(error)
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return None, f"{type(error).__name__}: {error} (in {Path(place.filename).name}, line {place.lineno})"
 
 
 def _problem(step: Pass, before: Model, after: Model, sites: Sequence[Site]) -> tuple[Kind | None, str]:

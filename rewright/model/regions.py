@@ -80,6 +80,11 @@ class GraphIndex:
         return name in self.producer or name in self.constants or name in self.inputs
 
 
+def is_constant_node(node: NodeProto | None) -> bool:
+    """Whether it is a Constant, which is as good as an initializer."""
+    return node is not None and node.op_type == "Constant" and not normal_domain(node.domain)
+
+
 def reads(node: NodeProto) -> list[str]:
     """The values of the surrounding graph that a node needs, those that its bodies capture included, each once."""
     names = dict.fromkeys(name for name in node.input if name)

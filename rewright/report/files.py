@@ -48,19 +48,22 @@ def page(report: Report) -> str:
         for op in sorted({*report.model.ops_before, *report.model.ops_after})
         if report.model.ops_before.get(op, 0) != report.model.ops_after.get(op, 0)
     }
-    return _template().render(report=report, wording=wording, changed_ops=changed_ops, listed=_LISTED)
+    return template("rewright.report", "report.html").render(
+        report=report, wording=wording, changed_ops=changed_ops, listed=_LISTED
+    )
 
 
 @cache
-def _template() -> Template:
+def template(package: str, name: str) -> Template:
+    """A page among the ``pages`` of a package. What is put into it is escaped; a name that it is not given is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("rewright.report", "pages"),
+        loader=PackageLoader(package, "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["printable"] = wording.printable
-    return environment.get_template("report.html")
+    return environment.get_template(name)

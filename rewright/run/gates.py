@@ -28,7 +28,6 @@ class Gates:
     """What a candidate has to get through.
 
     Attributes:
-        target: where the result will run.
         worker: the process that loads and runs models.
         parity: compares whole models; None where that was not asked for, or cannot be done.
         make_sites: makes the gate that compares sites, when it is first needed; None where sites cannot be run.
@@ -36,7 +35,6 @@ class Gates:
         loads_kernels: whether new kinds of nodes are loaded where no parity gate runs the model.
     """
 
-    target: str
     worker: SessionWorker
     parity: ParityGate | None
     make_sites: Callable[[], SiteGate] | None

@@ -6,17 +6,15 @@ import gc
 import resource
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 from onnx import ModelProto
 
 from rewright.model.carrier import Model
-from rewright.model.errors import RewrightError, ScratchError, UsageError
+from rewright.model.errors import UsageError
 from rewright.model.order import stable_order
 from rewright.model.view import View, collector_paused
 from rewright.ops.lowering import lower
@@ -32,6 +30,7 @@ from rewright.report.model import (
     SiteReport,
     Verdict,
 )
+from rewright.run.applying import apply_pass
 from rewright.run.gates import Gates
 from rewright.run.options import PARITY_MODES, SITE_MODES, GateError, RunOptions, RunResult
 from rewright.run.probing import broken_probe, probe
@@ -97,7 +96,6 @@ class _Run:
         self.no_parity = f"parity was not asked for (verify: {self.options.verify})"
         self.gate = self._parity_gate() if self.options.verify in PARITY_MODES else None
         self.gates = Gates(
-            target=self.options.target,
             worker=self.worker,
             parity=self.gate,
             make_sites=self._site_gate if self.gate is not None else None,
@@ -196,20 +194,10 @@ class _Run:
 
     def _apply(self, step: Pass, session: PassSession, record: PassReport) -> Model | None:
         """The candidate, or None if the pass crashed. A crash of a pass is a failed pass, not a failed run."""
-        try:
-            step.apply(session)
-            if session.result is not None:
-                return session.result
-            return session.opened.to_model() if session.opened is not None else self.current
-        except ScratchError:
-            raise
-        except RewrightError as error:
-            record.status, record.reason = "failed", str(error)
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            record.status = "failed"
-            record.reason = f"{type(error).__name__}: {error} (in {Path(place.filename).name}, line {place.lineno})"
-        return None
+        candidate, reason = apply_pass(step, session)
+        if candidate is None:
+            record.status, record.reason = "failed", reason
+        return candidate
 
     def _apply_trusted(self, step: Pass, session: PassSession, record: PassReport) -> Model:
         """Applies a pass to the view, which runs ahead of the model that is returned if the pass has changed anything."""

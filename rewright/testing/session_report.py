@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rewright.report import wording
-from rewright.report.files import PAGE_SUFFIXES
+from rewright.report.files import PAGE_SUFFIXES, template
 from rewright.report.model import PassReport, Report
 
 Check = Mapping[str, Any]
@@ -41,18 +41,8 @@ def document(checks: Sequence[Check]) -> str:
 
 def page(checks: Sequence[Check]) -> str:
     """One self-contained page of HTML. Everything that comes from a test or a model is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("rewright.testing", "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["printable"] = wording.printable
     rows = [{**check, "report": Report.model_validate(check["report"])} for check in checks]
-    return environment.get_template("session.html").render(checks=rows, wording=wording, site_error=_site_error)
+    return template("rewright.testing", "session.html").render(checks=rows, wording=wording, site_error=_site_error)
 
 
 def _site_error(record: PassReport) -> float | None:

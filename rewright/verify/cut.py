@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from rewright.model import facts
 from rewright.model.carrier import Model, bodies
 from rewright.model.elements import normal_domain
-from rewright.model.regions import GraphIndex, reads
+from rewright.model.regions import GraphIndex, is_constant_node, reads
 from rewright.model.view import MADE_UP_SYMBOL
 from rewright.passes.contract import Pass
 from rewright.passes.session import PassSession
@@ -110,7 +110,7 @@ class Cutter:
     def _with_constants(self, numbers: Numbers) -> Numbers:
         read = {name for number in numbers for name in reads(self.index.nodes[number])}
         makers = {self.index.producer[name] for name in read if name in self.index.producer}
-        return numbers | {number for number in makers if _is_constant(self.index.nodes[number])}
+        return numbers | {number for number in makers if is_constant_node(self.index.nodes[number])}
 
     def _declaration(self, name: str, arrays: Mapping[str, np.ndarray]) -> ValueInfoProto | None:
         if name in self._interface:
@@ -149,10 +149,6 @@ class Cutter:
 def _plain(dim: facts.Dim) -> facts.Dim:
     """The dimension without the mark of names that inference made up, which would be forgotten again."""
     return dim.replace(MADE_UP_SYMBOL, "size_") if isinstance(dim, str) else dim
-
-
-def _is_constant(node: NodeProto) -> bool:
-    return node.op_type == "Constant" and not normal_domain(node.domain)
 
 
 def _holds(node: NodeProto, wanted: Collection[str]) -> bool:

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto
 
 from rewright.model.carrier import bodies
 from rewright.model.elements import normal_domain
-from rewright.model.regions import GraphIndex, Region, reads
+from rewright.model.regions import GraphIndex, Region, is_constant_node, reads
 from rewright.verify.sites.ranges import MIXING, FreeValues, picks_weights
 
 _MOST_NODES_ADDED: Final = 64
@@ -73,7 +73,7 @@ class Side:
             read = dict.fromkeys(name for number in sorted(self.numbers) for name in reads(self.index.nodes[number]))
             read.update(dict.fromkeys(outputs))
             outside = [name for name in read if name not in made]
-            fixed = [name for name in outside if _is_constant_node(self.index.node_of(name))]
+            fixed = [name for name in outside if is_constant_node(self.index.node_of(name))]
             if not fixed:
                 break
             self.numbers.update(self.index.producer[name] for name in fixed)
@@ -191,7 +191,7 @@ def _follows(name: str, others: set[str], old: Side, after: GraphIndex, steps: i
     if node.op_type in MIXING and not any(_alike(node, inner) for inner in old.nodes):
         return False
     index = old.index
-    read = [value for value in reads(node) if value not in index.constants and not _is_constant_node(index.node_of(value))]
+    read = [value for value in reads(node) if value not in index.constants and not is_constant_node(index.node_of(value))]
     return bool(read) and all(value in others or (steps > 1 and _follows(value, others, old, after, steps - 1)) for value in read)
 
 
@@ -246,10 +246,6 @@ def _made_of(name: str, values: set[str], index: GraphIndex) -> bool:
         found.update(fresh)
         pending.extend(fresh)
     return False
-
-
-def _is_constant_node(node: NodeProto | None) -> bool:
-    return node is not None and node.op_type == "Constant" and not normal_domain(node.domain)
 
 
 def _key(section: Section) -> tuple[object, ...]:
