@@ -138,10 +138,7 @@ def optimize(
     Raises:
         ModelError, UsageError, PluginError, GateError: see ``Chain.run``.
     """
-    _check_choice("backend", backend, get_args(Backend))
-    made = Chain.at_level(level) if chain is None else _runnable(chain)
-    if backend != "standalone":
-        made, _ = made.with_backend(backend)
+    made = chosen_chain(level, chain, backend)
     target_path = None if output is None else Path(output)
     if target_path is not None and not target_path.absolute().parent.is_dir():
         raise UsageError(f"the folder {target_path.absolute().parent} does not exist.", "Make it, or choose another output path.")
@@ -158,6 +155,17 @@ def optimize(
     if target_path is not None and result.report.verdict != "failed":
         result.save(target_path)
     return result
+
+
+def chosen_chain(level: str, chain: str | registry_chain.Chain | None, backend: Backend = "standalone") -> Chain:
+    """The chain if there is one, else that of the level, on a backend as far as its passes have that one.
+
+    Raises:
+        UsageError, PluginError: see ``Chain``; or there is no such backend.
+    """
+    _check_choice("backend", backend, get_args(Backend))
+    made = Chain.at_level(level) if chain is None else _runnable(chain)
+    return made if backend == "standalone" else made.with_backend(backend)[0]
 
 
 def explain(model: Source, *, chain: str | registry_chain.Chain = "O2", target: Target = "cpu") -> Report:

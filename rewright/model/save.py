@@ -23,18 +23,21 @@ Segment: TypeAlias = bytes | Slice
 INLINE_LIMIT: Final = 2**31 - 2**20
 """Protobuf messages end at 2 GiB; larger models get a data file."""
 
+DATA_SUFFIX: Final = ".data"
+
 _ALIGNMENT: Final = 4096
 _CHUNK: Final = 1 << 24
 
 
-def save(model: Model, path: str | PathLike[str], external_data: bool | None = None) -> None:
+def save(model: Model, path: str | PathLike[str], external_data: bool | None = None, *, data_suffix: str = DATA_SUFFIX) -> None:
     """Writes ``model`` to ``path``; never through a half-written file, never over the model's own source.
 
     Args:
         model: the model to write.
         path: the .onnx file to make; an existing one is replaced.
-        external_data: True puts the weights into ``path`` + ".data", False into the .onnx file; by default as the source
-            had it, and a data file where the .onnx file would exceed 2 GiB.
+        external_data: True puts the weights into a data file, False into the .onnx file; by default as the source had it, and
+            a data file where the .onnx file would exceed 2 GiB.
+        data_suffix: the data file is named ``path`` and this.
 
     Raises:
         UsageError: ``path`` is a file that the model's weights are read from, or a directory.
@@ -42,7 +45,7 @@ def save(model: Model, path: str | PathLike[str], external_data: bool | None = N
     """
     target = Path(os.path.abspath(path))
     _refuse_place(target)
-    data_target = target.with_name(target.name + ".data")
+    data_target = target.with_name(target.name + data_suffix)
     inline = sum(weight.length for weight in map(slice_of, stubs(model.proto))) + model.proto.ByteSize()
     if external_data is None:
         external_data = model.has_external_data

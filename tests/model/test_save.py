@@ -16,6 +16,7 @@ from rewright.model import save as saving
 from rewright.model.elements import make_constant, make_node, make_variable
 from rewright.model.errors import ModelError, UsageError
 from rewright.model.load import load
+from rewright.model.save import save
 from rewright.model.view import View
 
 ZOO = sorted((Path(__file__).parent.parent / "zoo").glob("*.onnx"))
@@ -44,6 +45,15 @@ def test_an_untouched_model_is_saved_byte_for_byte(path: Path, tmp_path: Path) -
     View(load(path)).to_model().save(tmp_path / "from_view.onnx")
     assert {digest(item) for item in tmp_path.iterdir()} == {before}
     assert digest(path) == before
+
+
+@pytest.mark.parametrize("path", ZOO[:3], ids=lambda path: path.name)
+def test_the_data_file_has_the_wanted_suffix(path: Path, tmp_path: Path) -> None:
+    save(load(path), tmp_path / "out.onnx", True, data_suffix="_data")
+    assert names(tmp_path) == ["out.onnx", "out.onnx_data"]
+    onnx.checker.check_model(tmp_path / "out.onnx")
+    load(tmp_path / "out.onnx").save(tmp_path / "again.onnx", external_data=False)
+    assert digest(tmp_path / "again.onnx") == digest(path)
 
 
 @pytest.mark.parametrize("path", ZOO[:3], ids=lambda path: path.name)
