@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from rewright.model.errors import ModelError
 from rewright.report import wording
+from rewright.report.directory import DirectoryReport
 from rewright.report.model import Report
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _LISTED: Final = 500
 """Sites and rejections that a page lists for one pass; the JSON form has all of them."""
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: Report | DirectoryReport, path: Path) -> None:
     """Writes the report to ``path``, as a page if that ends in ``.html``, else as JSON; through a temporary name.
 
     Raises:
@@ -41,16 +42,11 @@ def write(report: Report, path: Path) -> None:
             temporary.unlink()
 
 
-def page(report: Report) -> str:
+def page(report: Report | DirectoryReport) -> str:
     """The report as one self-contained page of HTML. Everything that comes from a model is escaped."""
-    changed_ops = {
-        op: (report.model.ops_before.get(op, 0), report.model.ops_after.get(op, 0))
-        for op in sorted({*report.model.ops_before, *report.model.ops_after})
-        if report.model.ops_before.get(op, 0) != report.model.ops_after.get(op, 0)
-    }
-    return template("rewright.report", "report.html").render(
-        report=report, wording=wording, changed_ops=changed_ops, listed=_LISTED
-    )
+    if isinstance(report, DirectoryReport):
+        return template("rewright.report", "directory.html").render(directory=report, wording=wording, listed=_LISTED)
+    return template("rewright.report", "report.html").render(report=report, wording=wording, listed=_LISTED)
 
 
 @cache

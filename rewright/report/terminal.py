@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewright.report import wording
+from rewright.report.directory import DirectoryReport
 from rewright.report.model import PassReport, Report
 from rewright.report.wording import printable
 
@@ -50,6 +51,40 @@ def show(report: Report, console: Console | None = None) -> None:
     console.print(Text(printable(wording.verdict_sentence(report)), _VERDICT_STYLES[report.verdict]))
 
 
+def show_directory(directory: DirectoryReport, console: Console | None = None) -> None:
+    """Prints the report of every file of a directory, and a table of all; to standard output unless a console is given."""
+    console = console if console is not None else Console(highlight=False)
+    for report in directory.files.values():
+        show(report, console)
+        console.print()
+    console.print(_file_table(directory, console))
+    for message in directory.messages:
+        console.print(Text(printable(message), "yellow"))
+    console.print()
+    console.print(Text(printable(wording.directory_sentence(directory)), _VERDICT_STYLES[directory.verdict]))
+
+
+def _file_table(directory: DirectoryReport, console: Console) -> Table:
+    table = _table(console)
+    table.add_column("file", overflow="fold")
+    for title in ("nodes", "size", "max abs", "rtol/limit", "s"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name, report in directory.files.items():
+        output = wording.worst_output(report.parity)
+        error, tolerance = wording.error_against_tolerance(output) if output is not None else ("", "")
+        table.add_row(
+            Text(printable(name)),
+            wording.difference(report.model.nodes_before, report.model.nodes_after),
+            wording.byte_size(report.model.bytes_after),
+            error,
+            tolerance,
+            wording.seconds(report.seconds),
+            Text(report.verdict, _VERDICT_STYLES[report.verdict]),
+        )
+    return table
+
+
 def _print_header(report: Report, console: Console) -> None:
     model = report.model
     console.print(Rule(Text("rewright", "bold"), align="left", style="dim", characters="─" if _is_unicode(console) else "-"))
@@ -74,10 +109,7 @@ def _facts() -> Table:
 
 
 def _pass_table(report: Report, console: Console) -> Table:
-    if _is_unicode(console):
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="dim")
-    else:
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = _table(console)
     table.add_column("", width=1)
     table.add_column("pass", overflow="fold")
     table.add_column("sites", justify="right", no_wrap=True)
@@ -93,6 +125,12 @@ def _pass_table(report: Report, console: Console) -> Table:
     table.add_section()
     table.add_row("", "total", "", "", "", "", wording.seconds(applied), wording.seconds(verified), style="dim")
     return table
+
+
+def _table(console: Console) -> Table:
+    if _is_unicode(console):
+        return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="dim")
+    return Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
 
 
 def _pass_row(record: PassReport, console: Console) -> Iterable[Text]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rewright.report.directory import DirectoryReport
 from rewright.report.model import Fate, PassReport, Report
 from rewright.verify.comparison import OutputEvidence
 from rewright.verify.parity import ParityEvidence
@@ -131,6 +132,27 @@ def is_one_op_already(fate: Fate) -> bool:
 def verdict_sentence(report: Report) -> str:
     """One sentence that ends every rendering."""
     return f"{VERDICTS[report.verdict]} {report.reason}".strip()
+
+
+def directory_sentence(report: DirectoryReport) -> str:
+    """One sentence that ends every rendering of a directory's report."""
+    count = len(report.files)
+    what = "The one model" if count == 1 else f"All {count} models"
+    agrees = "agrees with its original" if count == 1 else "agree with their originals"
+    sentences = {
+        "passed": f"Passed: {what[0].lower()}{what[1:]} {agrees}.",
+        "passed-with-rollbacks": f"Passed with rollbacks: {what[0].lower()}{what[1:]} {agrees}, without what failed.",
+        "failed": "Failed: nothing was written.",
+        "unverified": "Unverified: the numbers were not compared everywhere.",
+    }
+    return f"{sentences[report.verdict]} {report.reason}".strip()
+
+
+def changed_ops(report: Report) -> dict[str, tuple[int, int]]:
+    """The ops of which there are more or fewer than before: how many there were, how many there are."""
+    before, after = report.model.ops_before, report.model.ops_after
+    counts = {op: (before.get(op, 0), after.get(op, 0)) for op in sorted({*before, *after})}
+    return {op: count for op, count in counts.items() if count[0] != count[1]}
 
 
 def mutation_sentence(report: Report) -> str:
