@@ -1,0 +1,155 @@
+"""Reading Optimum's objects and its ``ort_config.json``, and writing that file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rewright.integrations.optimum import wording
+from rewright.integrations.optimum.messages import Message
+from rewright.integrations.optimum.options import OptimizationConfig, check_known
+from rewright.model.errors import ModelError, UsageError
+from rewright.report.environment import environment
+
+if TYPE_CHECKING:
+    from rewright.integrations.optimum.compiling import CompiledConfig
+
+FILE_NAME: Final = "ort_config.json"
+OWN_KEY: Final = "rewright"
+"""The key of ``ort_config.json`` under which rewright tells what it did; Optimum passes over it."""
+
+_PARTS: Final = ("opset", "use_external_data_format", "one_external_file", "optimization", "quantization")
+_FORM: Final = 'An ort_config.json holds {"optimization": {"optimization_level": 2, ...}, ...}, as Optimum writes it.'
+
+Reading = tuple[Mapping[str, Any], tuple[Message, ...]]
+"""The attributes that a source sets, and what is to be said of the rest of it."""
+
+
+def options_of(source: object) -> Reading:
+    """See ``OptimizationConfig.from_optimum``, which is what to call."""
+    if isinstance(source, OptimizationConfig):
+        return {name: getattr(source, name) for name in source.model_fields_set}, source.remarks
+    if isinstance(source, Mapping):
+        return _of_mapping(source)
+    if dataclasses.is_dataclass(source) and not isinstance(source, type) and hasattr(source, "optimization_level"):
+        return _of_dataclass(source)
+    if hasattr(source, "optimization") and hasattr(source, "use_external_data_format"):
+        return _of_mapping({name: getattr(source, name) for name in _PARTS if hasattr(source, name)})
+    raise UsageError(
+        f"a {type(source).__name__} holds no options of Optimum's.",
+        "Give an OptimizationConfig or an ORTConfig of Optimum, or rewright.integrations.optimum.OptimizationConfig.",
+    )
+
+
+def read_ort_config(path: str | PathLike[str]) -> Reading:
+    """See ``OptimizationConfig.from_file``, which is what to call."""
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror}).", "Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file} is not JSON ({error}).", _FORM) from error
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{file} holds a {type(content).__name__}.", _FORM)
+    try:
+        return _of_mapping(content)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error.message}", error.hint) from error
+
+
+def save_ort_config(
+    save_dir: str | PathLike[str],
+    config: OptimizationConfig | None,
+    compiled: CompiledConfig | None = None,
+    *,
+    use_external_data_format: bool = False,
+    one_external_file: bool = True,
+    details: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes ``ort_config.json`` into a directory, through a temporary name.
+
+    Optimum's ``ORTConfig.from_pretrained`` reads it. Under the key "rewright" are the chain, the target, the messages and the
+    versions, and what ``details`` adds.
+
+    Args:
+        save_dir: the directory, which exists.
+        config: the options; None where a chain was given in place of options, and then Optimum reads that nothing was asked for.
+        compiled: what ``compile`` made of them.
+        use_external_data_format, one_external_file: whether weights lie beside the model, and in one file.
+        details: more to tell, that JSON can say.
+
+    Raises:
+        ModelError: the file cannot be written; nothing is left of it.
+    """
+    content: dict[str, Any] = (config if config is not None else OptimizationConfig()).to_ort_config(
+        use_external_data_format=use_external_data_format, one_external_file=one_external_file
+    )
+    if config is None:
+        content["optimization"] = {}
+    told: dict[str, Any] = {"versions": environment().versions}
+    if compiled is not None:
+        messages = [dataclasses.asdict(message) for message in compiled.messages]
+        told |= {"chain": compiled.chain.text, "target": compiled.target, "messages": messages}
+    content[OWN_KEY] = {**told, **(details or {})}
+    path = Path(save_dir) / FILE_NAME
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ModelError(
+            f"cannot write {path}: {error.strerror or error}.", "Check the folder, its permissions and the free space."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return path
+
+
+def _of_mapping(source: Mapping[str, Any]) -> Reading:
+    """Of the dictionary of an ORTConfig, or of an OptimizationConfig."""
+    if "optimization" not in source and not source.keys() & {"quantization", OWN_KEY}:
+        check_known(source)
+        return source, ()
+    options = source.get("optimization")
+    if not options:
+        has_quantization = bool(source.get("quantization"))
+        what = "only options for quantization" if has_quantization else "no options for optimization"
+        raise UsageError(f"it holds {what}.", "Give a level (-O2) or a chain (-p CHAIN) instead.")
+    found, remarks = options_of(options)
+    return found, (*remarks, *_beside(source))
+
+
+def _of_dataclass(source: Any) -> Reading:
+    """Of an object of Optimum's OptimizationConfig: what it declares, and what was set on it besides, which Optimum ignores."""
+    declared = {field.name: field for field in dataclasses.fields(source)}
+    known = OptimizationConfig.model_fields
+    check_known(name for name in vars(source) if name not in declared)
+    remarks = tuple(
+        Message(name, getattr(source, name), wording.UNKNOWN_ATTRIBUTE)
+        for name, field in declared.items()
+        if name not in known and getattr(source, name) != field.default
+    )
+    # only what is set to something else than Optimum's default counts as set, for a dataclass does not remember more
+    chosen = {name: getattr(source, name) for name, field in declared.items() if name in known}
+    return chosen, remarks
+
+
+def _beside(source: Mapping[str, Any]) -> tuple[Message, ...]:
+    """What an ORTConfig says beside the options for optimization."""
+    told: list[Message] = []
+    if source.get("quantization"):
+        told.append(Message("quantization", "{...}", wording.QUANTIZATION))
+    if source.get("opset") is not None:
+        told.append(Message("opset", source["opset"], wording.OPSET, "note"))
+    if source.get("one_external_file") is False:
+        told.append(Message("one_external_file", False, wording.ONE_FILE, "note"))
+    return tuple(told)

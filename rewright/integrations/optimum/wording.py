@@ -1,0 +1,74 @@
+"""The sentences that say of an option what the chain alone does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+WITHOUT_CLEANUPS: Final = "the general cleanups before the fusions are left out, and without them fewer fusions may be found."
+LEVEL_2_IS_LEVEL_1: Final = (
+    "the fusions that ONNX Runtime has from level 2 on are passes of this chain already, so that level 1 gives the same chain."
+)
+NO_LAYOUTS: Final = (
+    "the layouts of level 99 suit one machine, and ONNX Runtime chooses them whenever it loads a model. To have them in the file,"
+    " run ort-session{level=all} as the last pass."
+)
+LAYOUTS: Final = "the layouts that ONNX Runtime chooses suit this machine's processor; use the result on machines like it."
+NOT_FOR_TRANSFORMERS: Final = "it changes nothing while enable_transformers_specific_optimizations is False, as in Optimum."
+
+EMBEDDINGS_AND_QUANTIZATION: Final = "leave this fusion out of a model that is to be quantized: ONNX Runtime's quantization does not take the op with position ids."
+OTHER_NAME: Final = "Optimum's own class refuses this name; it is taken for disable_embed_layer_norm_fusion, and written as that."
+NO_GEMM_FAST_GELU: Final = (
+    "no target has a kernel for GemmFastGelu (the only one was for ROCm), so that gemm-fast-gelu declines every site. ONNX"
+    " Runtime's own fusion emits the op all the same, and the model does not load."
+)
+SHAPES_OF_THE_MODEL: Final = (
+    "it concerns the attention passes only. The others prove their sites by shapes; an op that shape inference does not know"
+    " leaves that place unknown, and stops nothing."
+)
+
+MASKS: Final[Mapping[str, str]] = {
+    "none": (
+        "it declares that nothing is padded, and padding masks of attention are dropped. The report says so, and the comparison"
+        " with the original, whose inputs are padded, undoes it where it is not so."
+    ),
+    "raw": "the mask itself is what the attention passes give anyway, where it is proven to be one.",
+    "index": (
+        "it declares that padding is on the right only, and attention gets lengths. The report says so, and the comparison with"
+        " the original, with inputs padded on either side, undoes it where that matters. use_raw_attention_mask is right for both."
+    ),
+}
+
+NO_CUDA: Final = (
+    "this machine's ONNX Runtime has no CUDA provider. The ops are chosen by what CUDA has kernels for, and those without a CPU"
+    " kernel are checked through their definitions; no CUDA kernel is run."
+)
+SESSION_IS_FOR_CPU: Final = (
+    "ort-session lets ONNX Runtime optimize for its CPU provider; what is for the device only it leaves out."
+)
+NO_FLOAT16: Final = "this version has no pass for float16. The model stays in float32, and everything else is done."
+
+UNKNOWN_ATTRIBUTE: Final = "this version of rewright does not know the attribute, so that it changes nothing."
+QUANTIZATION: Final = "options for quantization are not carried out here; quantize in a step of its own, after this one."
+OPSET: Final = "an opset is for exporting. The model keeps its own; only a pass that needs a higher one raises it."
+ONE_FILE: Final = "weights that lie beside the model are written into one file, not into one for each."
+
+
+def outranked(by: str) -> str:
+    return f"it changes nothing beside {by}, which goes before it, as in Optimum."
+
+
+def without_passes(names: str, reason: str) -> str:
+    return f"it changes nothing: {names} would follow it, and {reason}."
+
+
+def missing_pass(what: str, *, is_wanted: bool, is_diffusion: bool) -> str:
+    if is_wanted and is_diffusion:
+        return f"no pass {what}: those nodes of the diffusion model stay as they are."
+    if is_wanted:
+        return f"no pass {what}, so that it changes nothing. Optimum ignores it without saying so."
+    return f"no pass {what}, so that there is nothing to switch off."
+
+
+def without_backend(names: str) -> str:
+    return f"rewright carries these passes out itself, for they have no such backend: {names}."
