@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
 from rewright.model.errors import PassError
+from rewright.passes.deferral import Deferral
 
 if TYPE_CHECKING:
     from rewright.passes.session import PassSession
@@ -65,6 +66,7 @@ class Pass(BaseModel):
         after, before: names of passes that it should follow or precede when both are in a level.
         requires: names of passes that must have run before.
         backends: who can carry it out.
+        ort: how ONNX Runtime carries it out, or why it does not; where it does, the pass has all backends.
         changes_interface: whether inputs or outputs of the model may change.
         edits_view: whether the pass reads and edits ``session.view`` alone and records each site. ``session.model`` may then be
             older than the view, in a run that checks nothing.
@@ -83,6 +85,7 @@ class Pass(BaseModel):
     before: ClassVar[tuple[str, ...]] = ()
     requires: ClassVar[tuple[str, ...]] = ()
     backends: ClassVar[tuple[Backend, ...]] = ("standalone",)
+    ort: ClassVar[Deferral | None] = None
     changes_interface: ClassVar[bool] = False
     edits_view: ClassVar[bool] = False
 
@@ -97,6 +100,8 @@ class Pass(BaseModel):
                 f"the pass class {cls.__name__} has the name '{cls.name}'.",
                 "Pass developer: use lower-case words joined by hyphens.",
             )
+        if cls.ort is not None and "ort" in cls.__dict__ and "backends" not in cls.__dict__:
+            cls.backends = ("standalone",) if cls.ort.declines else ("standalone", "ort", "auto")
 
     @classmethod
     def summary(cls) -> str:
@@ -111,6 +116,21 @@ class Pass(BaseModel):
         for common in ("backend", "on_failure"):
             fields[common] = fields.pop(common)
         return fields
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether ONNX Runtime carries it out, as ``ort`` says, instead of ``apply``."""
+        return self.backend == "ort" and self.ort is not None and not self.ort.declines
+
+    def parts(self) -> tuple[Self, ...]:
+        """The steps that it stands for: with the backend "auto" its own rewrite, then ONNX Runtime's for what is left."""
+        if self.backend != "auto" or self.ort is None or self.ort.declines:
+            return (self,)
+        return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort"})
+
+    def ort_options(self) -> dict[str, Any]:
+        """What the classes of ``onnxruntime.transformers`` are told where the pass is deferred; see ``passes.ort.classes``."""
+        return {}
 
     def apply(self, session: PassSession) -> None:
         """Carries the pass out on the session's model. Subclass PatternPass, GraphPass or ModelPass instead of this."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import onnx_graphsurgeon as gs
 
@@ -24,6 +24,13 @@ from rewright.shapes.walk import shapes_of
 _MADE_UP: Final = re.compile(rf"(?P<quote>['\"]?){MADE_UP_SYMBOL}(?:\w+|(?P<nested>\())")
 
 
+class Isolation(Protocol):
+    """Another process, which may die without taking this one along."""
+
+    def call(self, function: str, payload: bytes, arguments: Mapping[str, Any]) -> Any:
+        """What ``function``, "package.module:name", returns there for ``(payload, arguments)``; raises RewrightError."""
+
+
 @dataclass
 class PassSession:
     """The state of one application of one pass.
@@ -34,6 +41,7 @@ class PassSession:
         target: where the model will run.
         sites, rejections: what the pass records.
         notes: sentences for the report (what a backend could not do, and why).
+        isolation: where work is done that may crash; None does it in this process.
     """
 
     current: Pass
@@ -44,6 +52,7 @@ class PassSession:
     sites: list[Site] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    isolation: Isolation | None = field(default=None, repr=False)
     _obstacles: dict[int, str | None] = field(default_factory=dict, repr=False)
 
     @property

@@ -18,7 +18,12 @@ def apply_pass(step: Pass, session: PassSession) -> tuple[Model | None, str]:
         ScratchError: the folder for temporary files is full, which no other pass would mend.
     """
     try:
-        step.apply(session)
+        if step.is_deferred:
+            from rewright.passes.ort.carrying import carry_out
+
+            carry_out(step, session)
+        else:
+            step.apply(session)
         if session.result is not None:
             return session.result, ""
         return (session.opened.to_model() if session.opened is not None else session.model), ""

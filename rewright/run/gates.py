@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from rewright.model.carrier import Model
 from rewright.model.mixture import mixture
@@ -19,6 +19,8 @@ from rewright.verify.search import minimal_failing_set
 from rewright.verify.sites.gate import SiteCheck, SiteGate
 from rewright.verify.structure import check_structure
 
+SiteMode = Literal["all", "failed", "deferred"]
+
 _MOST_TRIALS: Final = 48
 """Candidates that are tried at most to find out which sites of a pass are wrong."""
 
@@ -30,15 +32,17 @@ class Gates:
     Attributes:
         worker: the process that loads and runs models.
         parity: compares whole models; None where that was not asked for, or cannot be done.
-        make_sites: makes the gate that compares sites, when it is first needed; None where sites cannot be run.
-        always_sites: whether sites are compared after every pass, or only to find the wrong one after another gate has failed.
+        make_sites: makes the gate that compares sites, when it is first needed.
+        site_mode: after which passes sites are compared: "all"; "failed", only to find the wrong one after another gate has
+            failed; or "deferred". Those of a pass that ONNX Runtime carries out are compared in every mode, because nobody has
+            proven them.
         loads_kernels: whether new kinds of nodes are loaded where no parity gate runs the model.
     """
 
     worker: SessionWorker
     parity: ParityGate | None
-    make_sites: Callable[[], SiteGate] | None
-    always_sites: bool
+    make_sites: Callable[[], SiteGate]
+    site_mode: SiteMode
     loads_kernels: bool
     last_parity: ParityEvidence | None = None
     _sites: SiteGate | None = field(default=None, repr=False)
@@ -63,9 +67,9 @@ class Gates:
         return kept
 
     @property
-    def sites(self) -> SiteGate | None:
+    def sites(self) -> SiteGate:
         """The gate that compares sites."""
-        if self._sites is None and self.make_sites is not None:
+        if self._sites is None:
             self._sites = self.make_sites()
         return self._sites
 
@@ -92,9 +96,10 @@ class _Trial:
             record.interface = check_interface(self.before, model)
             if record.interface.status == "failed":
                 return f"interface: {record.interface.reason}"
-        if gates.always_sites and self.checked is None and not is_trial:
+        is_due = gates.site_mode == "all" or self.step.is_deferred
+        if is_due and self.checked is None and not is_trial:
             self.checked = self._check_sites()
-            if self.checked is not None and self.checked.evidence.status == "failed":
+            if self.checked.evidence.status == "failed":
                 return f"sites: {self.checked.evidence.reason}"
         if gates.parity is None:
             if gates.loads_kernels:
@@ -106,17 +111,17 @@ class _Trial:
         record.parity = gates.parity.check(model, self.step.exactness, is_trial=is_trial)
         return f"parity: {record.parity.reason}" if record.parity.status == "failed" else ""
 
-    def _check_sites(self) -> SiteCheck | None:
-        gate = self.gates.sites
-        if gate is None:
-            return None
-        check = gate.check(self.before, self.candidate, claimed(self.sites), self.step.exactness)
+    def _check_sites(self) -> SiteCheck:
+        check = self.gates.sites.check(self.before, self.candidate, claimed(self.sites), self.step.exactness)
+        if self.step.is_deferred:
+            _distrust(check)
         self.record.site_parity = check.evidence
         return check
 
     def without_the_failing(self) -> Model | None:
         """The candidate with as few regions undone as it takes; None if all of them have to go."""
-        if self.checked is None and self.record.structure is not None and self.record.structure.status == "passed":
+        is_whole = self.record.structure is not None and self.record.structure.status == "passed"
+        if self.checked is None and is_whole and (self.gates.site_mode != "deferred" or self.step.is_deferred):
             self.checked = self._check_sites()
         before, after = self._models()
         found = [entry.region for entry in self.checked.regions] if self.checked is not None else []
@@ -177,6 +182,16 @@ class _Trial:
             self.record.reason = (
                 f"{count} of {total} sites were undone: {self.record.undone[0].at}: {self.record.undone[0].reason}"
             )
+
+
+def _distrust(check: SiteCheck) -> None:
+    """What could not be compared counts as wrong."""
+    for entry in check.regions:
+        evidence = entry.evidence
+        if evidence.status == "not-run":
+            evidence.status, evidence.reason = "failed", f"it could not be compared: {evidence.reason}"
+            if check.evidence.status != "failed":
+                check.evidence.status, check.evidence.reason = "failed", f"{entry.region.label}: {evidence.reason}"
 
 
 def claimed(sites: Sequence[Site]) -> list[ClaimedSite]:

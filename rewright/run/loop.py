@@ -98,8 +98,8 @@ class _Run:
         self.gates = Gates(
             worker=self.worker,
             parity=self.gate,
-            make_sites=self._site_gate if self.gate is not None else None,
-            always_sites=self.options.verify in SITE_MODES,
+            make_sites=self._site_gate,
+            site_mode="all" if self.options.verify in SITE_MODES else "failed" if self.gate is not None else "deferred",
             loads_kernels=self.options.target == "cpu",
         )
         self.last_parity: ParityEvidence | None = None
@@ -153,7 +153,7 @@ class _Run:
 
     def _step(self, step: Pass, index: int) -> PassReport:
         """Applies one pass and runs the gates; on return ``self.current``, or the view if that is ahead, is what is kept."""
-        is_trusted = self.trusting and step.edits_view
+        is_trusted = self.trusting and step.edits_view and not step.is_deferred
         if not is_trusted:
             self._catch_up()
         record = PassReport(
@@ -164,7 +164,7 @@ class _Run:
             options=step.model_dump(mode="json", exclude_defaults=True, exclude={"backend", "on_failure"}),
             nodes_before=self.node_count,
         )
-        session = PassSession(step, self.current, self.options.target, self.view)
+        session = PassSession(step, self.current, self.options.target, self.view, isolation=self.worker)
         began = time.perf_counter()
         candidate = self._apply_trusted(step, session, record) if is_trusted else self._apply(step, session, record)
         applied = time.perf_counter()

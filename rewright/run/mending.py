@@ -18,7 +18,7 @@ from rewright.verify.process import SessionWorker
 
 
 def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: RunOptions) -> RunResult:
-    """Runs configured passes on ``model`` in order.
+    """Runs configured passes on ``model`` in order; one with the backend "auto" as two, its own rewrite and ONNX Runtime's.
 
     Where the result no longer holds a probe that the original holds, the pass after which that is so for the first time is
     looked for, and the chain is run again without it.
@@ -27,6 +27,7 @@ def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: R
         GateError: a gate or a probe failed or a pass crashed, and the policy for that pass is "raise".
         UsageError: the inputs that the caller gave do not fit the model.
     """
+    passes = [part for step in passes for part in step.parts()]
     own = SessionWorker() if options.worker is None else nullcontext(options.worker)
     with own as worker:
         options = replace(options, worker=worker)

@@ -53,6 +53,18 @@ class SessionCrash(SessionError):  # noqa: N818 - it names what happened to the 
         self.is_timeout = is_timeout
 
 
+class CallError(RewrightError):
+    """A function that was called in the child raised.
+
+    Attributes:
+        kind: the name of the class of its error.
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 @dataclass(frozen=True)
 class SetResult:
     """One input set's outputs, or the runtime's error for it.
@@ -162,6 +174,19 @@ class SessionWorker:
             arrays = {name: _from_wire(outputs[f"{index}/{name}"]) for name in result.get("outputs", ())}
             results.append(SetResult(arrays, result["error"], result["seconds"]))
         return SessionRun(reply["load_seconds"], tuple(results))
+
+    def call(self, function: str, payload: bytes, arguments: Mapping[str, Any]) -> Any:
+        """What ``function``, "package.module:name", returns for ``(payload, arguments)`` in the child; both ways as JSON.
+
+        Raises:
+            CallError: the function raised; the message is the error's own.
+            SessionCrash: the child died or ran out of time.
+        """
+        header = {"call": function, "arguments": dict(arguments), "path": sys.path}
+        reply, _ = self._exchange(header, {}, payload)
+        if "call_error" in reply:
+            raise CallError(reply["call_error"], reply["call_error_type"])
+        return reply["returned"]
 
     def close(self) -> None:
         """End the child, if there is one. The worker can be used again afterwards."""

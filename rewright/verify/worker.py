@@ -1,7 +1,8 @@
 """The child process that holds ONNX Runtime sessions, and the frames that it speaks over its two pipes.
 
 A native crash in a session ends this process and not the user's. It imports numpy and onnxruntime only, so that it
-starts in a few tenths of a second. One request loads one model, runs it on every input set and releases it.
+starts in a few tenths of a second. One request loads one model, runs it on every input set and releases it; or it calls
+a function by its name, for other work with models that may not come back.
 
 A frame is eight bytes of header length, a JSON header, and the raw bytes of the arrays that the header lists. No part
 of it is ever unpickled. Types that numpy lacks (bfloat16, the eight-bit floats) travel as unsigned integers of the same
@@ -9,6 +10,7 @@ width beside their name, hence `Tensor` below.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -115,11 +117,21 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             header, tensors, model = read_frame(requests)
         except EOFError:
             return
-        reply, outputs = _answer(header, tensors, model)
+        reply, outputs = _called(header, model) if "call" in header else _answer(header, tensors, model)
         try:
             write_frame(replies, reply, outputs)
         except BrokenPipeError:
             return
+
+
+def _called(header: Mapping[str, Any], payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a function returns for the payload and its arguments, where it is found as the parent would find it."""
+    sys.path[:] = header["path"]
+    module, _, function = header["call"].partition(":")
+    try:
+        return {"returned": getattr(importlib.import_module(module), function)(payload, header["arguments"])}, {}
+    except Exception as error:  # the parent raises it there
+        return {"call_error": str(error) or type(error).__name__, "call_error_type": type(error).__name__}, {}
 
 
 def _answer(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:

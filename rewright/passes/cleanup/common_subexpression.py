@@ -13,6 +13,7 @@ from rewright.model.order import node_has_bodies
 from rewright.model.tensors import weight_slice
 from rewright.passes.cleanup.attributes import attribute_protos
 from rewright.passes.cleanup.bypass import share_facts
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
@@ -40,6 +41,7 @@ class CommonSubexpression(GraphPass):
 
     name = "common-subexpression"
     keeps_facts = True
+    ort = Deferral(optimizers=("CommonSubexpressionElimination",))
 
     def run(self, session: PassSession) -> None:
         view = session.view

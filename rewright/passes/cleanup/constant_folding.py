@@ -19,6 +19,7 @@ from rewright.passes.cleanup.attributes import attribute_protos
 from rewright.passes.cleanup.bypass import become_constants, make_initializer
 from rewright.passes.cleanup.evaluation import EvaluationError, Evaluator
 from rewright.passes.cleanup.shape_numbers import fold_numbers
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 from rewright.shapes.walk import shapes_of
@@ -62,6 +63,7 @@ class ConstantFolding(GraphPass):
 
     name = "constant-folding"
     keeps_facts = True
+    ort = Deferral(optimizers=("ConstantFolding",), reads_weights=True)
 
     max_bytes: int = Field(default=1 << 20, ge=0, description="Largest result, in bytes, that may make the model grow.")
 

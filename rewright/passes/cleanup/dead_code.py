@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from rewright.model.edit import remove_dead_nodes
 from rewright.model.graph import state_of
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
@@ -24,6 +25,7 @@ class DeadCode(GraphPass):
 
     name = "dead-code"
     keeps_facts = True
+    ort = Deferral(declines="ONNX Runtime keeps nodes that nothing uses")
 
     def run(self, session: PassSession) -> None:
         editor = session.editor  # made before the removal: it knows which graph a node was in

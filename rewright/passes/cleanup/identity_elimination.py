@@ -13,6 +13,7 @@ from rewright.model.elements import make_node, make_variable
 from rewright.model.facts import Dim, attribute, constant_of, dtype_of, is_small_constant, producer, shape_of
 from rewright.model.names import scope_of
 from rewright.passes.cleanup.bypass import bypass
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 
@@ -46,6 +47,17 @@ class IdentityElimination(GraphPass):
 
     name = "identity-elimination"
     keeps_facts = True
+    ort = Deferral(
+        optimizers=(
+            "EliminateIdentity",
+            "NoopElimination",
+            "CastElimination",
+            "CastChainElimination",
+            "EliminateSlice",
+            "ExpandElimination",
+            "EliminateDropout",
+        ),
+    )
 
     def run(self, session: PassSession) -> None:
         session.ensure_facts()

@@ -14,6 +14,7 @@ from rewright.model.facts import constant_of, is_constant, is_small_constant, pr
 from rewright.model.graph import state_of, walk_bodies
 from rewright.model.order import captured
 from rewright.passes.cleanup.bypass import remove_unused, share_facts
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession, label
 
@@ -40,6 +41,7 @@ class InlineConditionals(GraphPass):
     """
 
     name = "inline-conditionals"
+    ort = Deferral(optimizers=("ConstantFolding",), anchors=("If",), reads_weights=True)
 
     def run(self, session: PassSession) -> None:
         # Outer ones first: the inner ones of a branch that stays have moved when their turn comes, the others are gone.

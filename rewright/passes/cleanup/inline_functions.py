@@ -7,6 +7,7 @@ from onnx import ModelProto, NodeProto, inliner
 from rewright.model.carrier import Model, all_nodes
 from rewright.model.elements import normal_domain
 from rewright.passes.contract import Rejection
+from rewright.passes.deferral import Deferral
 from rewright.passes.difference import fresh_nodes, record_difference
 from rewright.passes.graph_pass import ModelPass
 from rewright.passes.session import PassSession
@@ -33,6 +34,7 @@ class InlineFunctions(ModelPass):
     """
 
     name = "inline-functions"
+    ort = Deferral(declines="ONNX Runtime inlines functions whenever it loads a model: ort-session{level=none} is just that")
 
     def transform(self, session: PassSession) -> Model:
         source = session.model.proto

@@ -15,6 +15,7 @@ from rewright.model.order import node_has_bodies
 from rewright.passes.cleanup.bypass import bypass, remove_unused, take_out
 from rewright.passes.cleanup.equal_sizes import merge_equal_sizes
 from rewright.passes.cleanup.shape_numbers import fold_numbers
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 from rewright.shapes.dimensions import Size
@@ -58,6 +59,11 @@ class ShapeSimplification(GraphPass):
 
     name = "shape-simplification"
     keeps_facts = True
+    ort = Deferral(
+        optimizers=("ReshapeFusion", "PreShapeNodeElimination"),
+        classes=("FusionReshape", "FusionShape"),
+        anchors=("Shape",),
+    )
 
     def run(self, session: PassSession) -> None:
         view = session.view

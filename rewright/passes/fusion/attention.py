@@ -8,6 +8,7 @@ from rewright.passes.attention.axes import Unproven
 from rewright.passes.attention.emission import Mask, packed
 from rewright.passes.attention.fusing import AttentionPass
 from rewright.passes.attention.writing import Writer
+from rewright.passes.deferral import Deferral
 from rewright.pattern.values import Value
 
 
@@ -32,6 +33,13 @@ class Attention(AttentionPass):
     exactness = "reassociating"
     emits = ("com.microsoft.Attention",)
     after = ("constant-folding", "common-subexpression", "rotary-embedding")
+    ort = Deferral(
+        optimizers=("AttentionFusion",),
+        classes=("FusionAttention", "FusionBartAttention", "FusionGptAttentionNoPast", "FusionAttentionClip"),
+        makes=("com.microsoft::Attention",),
+        anchors=("Softmax",),
+        reads_weights=True,
+    )
 
     mask: Mask = Field(
         default="auto", description="How a padding mask is given; index and none declare something, which parity checks."

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from rewright.ops.microsoft import DOMAIN
+from rewright.passes.deferral import Deferral
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import NodeRef, Value
 
@@ -36,6 +37,12 @@ class BiasGelu(PatternPass):
     exactness = "reassociating"
     emits = ("com.microsoft.BiasGelu", "com.microsoft.FastGelu")
     after = ("gelu", "fast-gelu", "skip-layer-norm")
+    ort = Deferral(
+        optimizers=("BiasGeluFusion",),
+        classes=("FusionBiasGelu", "FusionBiasGelu:fast"),
+        makes=("com.microsoft::BiasGelu", "com.microsoft::FastGelu"),
+        anchors=("Gelu", "com.microsoft::Gelu", "com.microsoft::FastGelu"),
+    )
 
     gemm: bool = Field(default=False, description="Take the bias out of a Gemm too; no faster on CPU.")
 

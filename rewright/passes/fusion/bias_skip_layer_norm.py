@@ -9,6 +9,7 @@ from rewright.model.edit import domain_of
 from rewright.model.elements import make_node, make_variable
 from rewright.model.names import scope_of
 from rewright.ops.microsoft import DOMAIN
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession
 from rewright.pattern.values import Value
@@ -34,6 +35,12 @@ class BiasSkipLayerNorm(GraphPass):
     emits = ("com.microsoft.SkipLayerNormalization",)
     after = ("skip-layer-norm",)
     keeps_facts = True
+    ort = Deferral(
+        optimizers=("BiasSkipLayerNormFusion",),
+        classes=("FusionBiasSkipLayerNormalization",),
+        makes=("com.microsoft::SkipLayerNormalization",),
+        anchors=("com.microsoft::SkipLayerNormalization",),
+    )
 
     def run(self, session: PassSession) -> None:
         session.ensure_facts()

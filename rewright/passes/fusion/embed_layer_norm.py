@@ -10,6 +10,7 @@ import numpy as np
 from rewright.model.edit import domain_of
 from rewright.model.names import scope_of
 from rewright.ops.embedding import EPSILON
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.embedding_roles import MOST_TERMS, Refusal, Roles, Row, is_lookup, lookups
 from rewright.passes.fusion.positions import Positions
 from rewright.passes.graph_pass import GraphPass
@@ -54,6 +55,13 @@ class EmbedLayerNorm(GraphPass):
     emits = ("com.microsoft.EmbedLayerNormalization",)
     after = ("layer-norm", "skip-layer-norm")
     keeps_facts = True
+    ort = Deferral(
+        optimizers=("EmbedLayerNormFusion",),
+        classes=("FusionEmbedLayerNormalization",),
+        makes=("com.microsoft::EmbedLayerNormalization",),
+        anchors=("LayerNormalization", "com.microsoft::SkipLayerNormalization"),
+        reads_weights=True,
+    )
 
     def run(self, session: PassSession) -> None:
         session.ensure_facts()

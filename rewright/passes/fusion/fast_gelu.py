@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from rewright.ops.microsoft import DOMAIN
 from rewright.ops.targets import unsupported
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.widening import require_float, require_widening
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
@@ -43,6 +44,12 @@ class FastGelu(PatternPass):
     after = ("constant-folding", "layer-norm")
     before = ("bias-gelu",)
     anchors = ("Tanh",)
+    ort = Deferral(
+        optimizers=("FastGeluFusion",),
+        classes=("FusionFastGelu",),
+        makes=("com.microsoft::FastGelu",),
+        anchors=("Tanh",),
+    )
 
     def pattern(self, op: Any, x: Any) -> Any:
         tanh = op.Tanh(_argument(op, x, 1.0))

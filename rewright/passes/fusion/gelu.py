@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.widening import require_float, require_widening
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
@@ -32,6 +33,12 @@ class Gelu(PatternPass):
     emits = ("com.microsoft.Gelu",)
     after = ("constant-folding", "layer-norm")
     anchors = ("Erf",)
+    ort = Deferral(
+        optimizers=("GeluFusionL1", "GeluFusionL2"),
+        classes=("FusionGelu",),
+        makes=("Gelu", "com.microsoft::Gelu"),
+        anchors=("Erf",),
+    )
 
     def pattern(self, op: Any, x: Any) -> Any:
         def erf_over_sqrt2(value: Any) -> Any:

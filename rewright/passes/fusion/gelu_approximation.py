@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from rewright.ops.microsoft import DOMAIN
 from rewright.ops.targets import unsupported
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.widening import require_float
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
@@ -28,6 +29,13 @@ class GeluApproximation(PatternPass):
     exactness = "approximate"
     emits = ("com.microsoft.FastGelu",)
     after = ("gelu", "bias-gelu")
+    ort = Deferral(
+        optimizers=("GeluApproximation",),
+        classes=("FusionGeluApproximation",),
+        makes=("com.microsoft::FastGelu",),
+        anchors=("com.microsoft::Gelu", "com.microsoft::BiasGelu"),
+        entries=(("optimization.enable_gelu_approximation", "1"),),
+    )
 
     def pattern(self, op: Any, x: Any, bias: Any) -> Any:
         return op.any_of(op.Gelu(x, approximate="none"), op.Gelu(x, domain=DOMAIN), op.BiasGelu(x, bias, domain=DOMAIN))

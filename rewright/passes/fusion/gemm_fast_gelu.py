@@ -7,6 +7,7 @@ from typing import Any
 from rewright.ops.activations import GEMM_FAST_GELU
 from rewright.ops.contract import CONTRACTS
 from rewright.ops.microsoft import DOMAIN
+from rewright.passes.deferral import Deferral
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
 
@@ -27,6 +28,7 @@ class GemmFastGelu(PatternPass):
     exactness = "reassociating"
     emits = ("com.microsoft.GemmFastGelu",)
     after = ("fast-gelu", "bias-gelu", "gelu-approximation")
+    ort = Deferral(declines="FusionGemmFastGelu of onnxruntime.transformers swaps the operands of the product")
 
     def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
         product = op.MatMul(x, weight)

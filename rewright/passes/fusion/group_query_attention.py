@@ -9,6 +9,7 @@ from rewright.passes.attention.fusing import AttentionPass
 from rewright.passes.attention.grouped import group_query
 from rewright.passes.attention.standard import obstacle, refuse_slow_softcap
 from rewright.passes.attention.writing import Writer
+from rewright.passes.deferral import Deferral
 from rewright.pattern.values import Value
 
 
@@ -37,6 +38,11 @@ class GroupQueryAttention(AttentionPass):
     emits = ("com.microsoft.GroupQueryAttention",)
     after = ("attention", "rotary-embedding")
     before = ("multi-head-attention",)
+    ort = Deferral(
+        declines=(
+            "ONNX Runtime's GroupQueryAttentionFusion takes rotary embeddings into a GroupQueryAttention that is there already"
+        ),
+    )
 
     softcap: bool = Field(default=False, description="Take scores with a soft cap too, although the CPU kernel is slower then.")
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from rewright.model import opsets
 from rewright.ops.microsoft import DOMAIN
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.decomposed_layer_norm import check_layer_norm, layer_norm_of
 from rewright.passes.fusion.last_axes import epsilon_of, half_source, normalised_lengths, ones, parameter
 from rewright.passes.fusion.residual_sums import check_residual, operands, with_sum
@@ -44,6 +45,12 @@ class LayerNorm(PatternPass):
     before = ("gelu",)
     anchors = ("ReduceMean",)
     backwards = True
+    ort = Deferral(
+        optimizers=("LayerNormFusionL1", "LayerNormFusionL2"),
+        classes=("FusionLayerNormalization", "FusionLayerNormalizationTF"),
+        makes=("LayerNormalization",),
+        anchors=("ReduceMean",),
+    )
 
     def pattern(self, op: Any, x: Any, epsilon: Any, scale: Any, bias: Any, count: Any, share: Any) -> Any:
         return layer_norm_of(op, x, epsilon, scale, bias, count, share)

@@ -11,6 +11,7 @@ from rewright.passes.attention.merged import merge_heads
 from rewright.passes.attention.repair import repair
 from rewright.passes.attention.standard import obstacle, refuse_slow_softcap, standard
 from rewright.passes.attention.writing import Writer
+from rewright.passes.deferral import Deferral
 from rewright.passes.session import PassSession
 from rewright.pattern.values import Value
 
@@ -34,6 +35,12 @@ class MultiHeadAttention(AttentionPass):
     exactness = "reassociating"
     emits = ("com.microsoft.MultiHeadAttention",)
     after = ("attention", "rotary-embedding")
+    ort = Deferral(
+        classes=("FusionAttention", "FusionBartAttention", "FusionRotaryAttention", "FusionMultiHeadAttentionMMDit"),
+        makes=("com.microsoft::MultiHeadAttention",),
+        anchors=("Softmax",),
+        reads_weights=True,
+    )
 
     mask: Mask = Field(
         default="auto", description="How a padding mask is given; index and none declare something, which parity checks."

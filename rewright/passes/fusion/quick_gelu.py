@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rewright.ops.microsoft import DOMAIN
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.widening import require_float, require_widening
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
@@ -35,6 +36,12 @@ class QuickGelu(PatternPass):
     emits = ("com.microsoft.QuickGelu",)
     after = ("constant-folding", "layer-norm", "fast-gelu")
     anchors = ("Sigmoid",)
+    ort = Deferral(
+        optimizers=("QuickGeluFusion",),
+        classes=("FusionQuickGelu",),
+        makes=("com.microsoft::QuickGelu",),
+        anchors=("Sigmoid",),
+    )
 
     def pattern(self, op: Any, x: Any, alpha: Any, rest: Any) -> Any:
         def scaled(value: Any) -> Any:

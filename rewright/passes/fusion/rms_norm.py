@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.last_axes import (
     check_count,
     check_epsilon,
@@ -51,6 +52,12 @@ class RmsNorm(PatternPass):
     after = ("constant-folding", "layer-norm")
     anchors = ("ReduceMean",)
     backwards = True
+    ort = Deferral(
+        optimizers=("SimplifiedLayerNormFusion",),
+        classes=("FusionSimplifiedLayerNormalization",),
+        makes=("SimplifiedLayerNormalization",),
+        anchors=("ReduceMean",),
+    )
 
     def pattern(self, op: Any, x: Any, epsilon: Any, scale: Any, count: Any, share: Any) -> Any:
         variance = with_epsilon(op, mean_square_of(op, x, count, share), epsilon)

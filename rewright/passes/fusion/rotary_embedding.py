@@ -10,6 +10,7 @@ from rewright.model.facts import attribute, dtype_of, producer, shape_of
 from rewright.model.names import scope_of
 from rewright.ops.microsoft import DOMAIN
 from rewright.ops.targets import unsupported
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.rotary.caches import Caches
 from rewright.passes.rotary.emission import FIRST_TWO, HEADS, POSITIONS, Emission, Layout
@@ -56,6 +57,12 @@ class RotaryEmbedding(GraphPass):
     emits = ("com.microsoft.RotaryEmbedding",)
     after = ("constant-folding", "rms-norm", "layer-norm")
     before = ("multi-head-attention", "attention")
+    ort = Deferral(
+        classes=("FusionRotaryEmbeddings",),
+        makes=("com.microsoft::RotaryEmbedding",),
+        anchors=("Neg",),
+        reads_weights=True,
+    )
 
     def run(self, session: PassSession) -> None:
         if not any(_may_rotate(node) for graph in session.view.graphs() for node in graph.nodes):

@@ -6,6 +6,7 @@ from typing import Any
 
 from rewright.ops.microsoft import DOMAIN
 from rewright.ops.normalization import LAYER_NORMALIZATION_EPSILON
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.residual_sums import check_residual, check_vector, operands, with_sum
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
@@ -34,6 +35,12 @@ class SkipLayerNorm(PatternPass):
     emits = ("com.microsoft.SkipLayerNormalization",)
     after = ("layer-norm",)
     anchors = ("LayerNormalization",)
+    ort = Deferral(
+        optimizers=("SkipLayerNormFusion",),
+        classes=("FusionSkipLayerNormalization",),
+        makes=("com.microsoft::SkipLayerNormalization",),
+        anchors=("LayerNormalization",),
+    )
 
     def pattern(self, op: Any, x: Any, skip: Any, gamma: Any, beta: Any) -> Any:
         total = op.Add(x, skip, bind="sum")

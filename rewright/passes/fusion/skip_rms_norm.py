@@ -6,6 +6,7 @@ from typing import Any
 
 from rewright.ops.microsoft import DOMAIN
 from rewright.ops.normalization import LAYER_NORMALIZATION_EPSILON
+from rewright.passes.deferral import Deferral
 from rewright.passes.fusion.residual_sums import check_residual, check_vector, operands, with_sum
 from rewright.passes.pattern_pass import Match, PatternPass
 from rewright.pattern.values import Value
@@ -32,6 +33,11 @@ class SkipRmsNorm(PatternPass):
     emits = ("com.microsoft.SkipSimplifiedLayerNormalization",)
     after = ("rms-norm",)
     anchors = ("RMSNormalization", "SimplifiedLayerNormalization")
+    ort = Deferral(
+        classes=("FusionSkipSimplifiedLayerNormalization",),
+        makes=("com.microsoft::SkipSimplifiedLayerNormalization",),
+        anchors=("SimplifiedLayerNormalization",),
+    )
 
     def pattern(self, op: Any, x: Any, skip: Any, gamma: Any) -> Any:
         total = op.Add(x, skip, bind="sum")
