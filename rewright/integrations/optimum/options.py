@@ -199,35 +199,36 @@ class AutoOptimizationConfig:
         Raises:
             UsageError: there is no such preset, no such attribute, or it cannot have that value.
         """
-        if optimization_level not in cls._LEVELS:
-            near = did_you_mean(str(optimization_level), cls._LEVELS)
-            raise UsageError(
-                f"optimization_level is '{optimization_level}'.", f"{near} It is one of {', '.join(cls._LEVELS)}.".lstrip()
-            )
-        if optimization_level == "O4" and for_gpu is False:
-            warnings.warn("O4 computes in float16, which is for GPUs: for_gpu=False is not followed.", stacklevel=2)
-        is_for_gpu = bool(for_gpu) or optimization_level == "O4"
-        return OptimizationConfig(**{"optimize_for_gpu": is_for_gpu, **cls._LEVELS[optimization_level], **options})
+        return cls._preset(optimization_level, for_gpu, options)
 
     @classmethod
     def O1(cls, for_gpu: bool = False, **options: Any) -> OptimizationConfig:  # noqa: N802  (Optimum's names)
         """Basic optimizations: the cleanups. See ``with_optimization_level``."""
-        return cls.with_optimization_level("O1", for_gpu, **options)
+        return cls._preset("O1", for_gpu, options)
 
     @classmethod
     def O2(cls, for_gpu: bool = False, **options: Any) -> OptimizationConfig:  # noqa: N802
         """The cleanups and the fusions. See ``with_optimization_level``."""
-        return cls.with_optimization_level("O2", for_gpu, **options)
+        return cls._preset("O2", for_gpu, options)
 
     @classmethod
     def O3(cls, for_gpu: bool = False, **options: Any) -> OptimizationConfig:  # noqa: N802
         """As O2, and exact Gelu becomes its approximation. See ``with_optimization_level``."""
-        return cls.with_optimization_level("O3", for_gpu, **options)
+        return cls._preset("O3", for_gpu, options)
 
     @classmethod
     def O4(cls, for_gpu: bool = True, **options: Any) -> OptimizationConfig:  # noqa: N802
         """As O3, in float16, for a CUDA device. See ``with_optimization_level``."""
-        return cls.with_optimization_level("O4", for_gpu, **options)
+        return cls._preset("O4", for_gpu, options)
+
+    @classmethod
+    def _preset(cls, name: str, for_gpu: bool | None, options: Mapping[str, Any]) -> OptimizationConfig:
+        if name not in cls._LEVELS:
+            near = did_you_mean(str(name), cls._LEVELS)
+            raise UsageError(f"optimization_level is '{name}'.", f"{near} It is one of {', '.join(cls._LEVELS)}.".lstrip())
+        if name == "O4" and for_gpu is False:
+            warnings.warn("O4 computes in float16, which is for GPUs: for_gpu=False is not followed.", stacklevel=3)
+        return OptimizationConfig(**{"optimize_for_gpu": bool(for_gpu) or name == "O4", **cls._LEVELS[name], **options})
 
 
 def check_known(names: Iterable[str]) -> None:

@@ -16,7 +16,9 @@ NO_LAYOUTS: Final = (
 LAYOUTS: Final = "the layouts that ONNX Runtime chooses suit this machine's processor; use the result on machines like it."
 NOT_FOR_TRANSFORMERS: Final = "it changes nothing while enable_transformers_specific_optimizations is False, as in Optimum."
 
-EMBEDDINGS_AND_QUANTIZATION: Final = "leave this fusion out of a model that is to be quantized: ONNX Runtime's quantization does not take the op with position ids."
+EMBEDDINGS_AND_QUANTIZATION: Final = (
+    "leave this fusion out before quantization, which in ONNX Runtime does not take the op with position ids."
+)
 OTHER_NAME: Final = "Optimum's own class refuses this name; it is taken for disable_embed_layer_norm_fusion, and written as that."
 NO_GEMM_FAST_GELU: Final = (
     "no target has a kernel for GemmFastGelu (the only one was for ROCm), so that gemm-fast-gelu declines every site. ONNX"
@@ -35,7 +37,7 @@ MASKS: Final[Mapping[str, str]] = {
     "raw": "the mask itself is what the attention passes give anyway, where it is proven to be one.",
     "index": (
         "it declares that padding is on the right only, and attention gets lengths. The report says so, and the comparison with"
-        " the original, with inputs padded on either side, undoes it where that matters. use_raw_attention_mask is right for both."
+        " the original, with inputs padded on either side, undoes it where that matters. use_raw_attention_mask suits both."
     ),
 }
 
