@@ -10,7 +10,7 @@ import numpy as np
 
 from rewright.model.edit import domain_of
 from rewright.model.facts import attribute, constant_of, dtype_of, is_small_constant, producer
-from rewright.passes.attention.scores import Term
+from rewright.passes.attention.scores import Term, lowest
 from rewright.passes.attention.writing import Writer
 
 _LONGEST: Final = 32
@@ -42,8 +42,7 @@ def extent(writer: Writer) -> Extent | None:
     A score that is replaced counts as one to which the lowest number of its type is added. A mask of integers that is an input
     of the graph is taken to hold zeros and ones, which is noted.
     """
-    lowest = float(np.finfo(dtype_of(writer.attention.scores.product.operands[0]) or np.float32).min)
-    walk = _Walk(writer, lowest)
+    walk = _Walk(writer, lowest(dtype_of(writer.attention.scores.product.operands[0]) or np.dtype(np.float32)))
     total: Extent | None = Extent(0.0, 0.0)
     for term in writer.attention.scores.terms:
         total = None if total is None else walk.after(term, total)

@@ -18,6 +18,7 @@ from rewright.passes.attention.bias import bias, whole
 from rewright.passes.attention.causal import causal
 from rewright.passes.attention.extent import extent
 from rewright.passes.attention.grouped import finished, key_heads, operands
+from rewright.passes.attention.scores import lowest
 from rewright.passes.attention.writing import Writer
 from rewright.pattern.values import Value
 
@@ -96,14 +97,14 @@ def _distinct(writer: Writer, added: Value) -> Value:
     key = ("distinct", id(added.tensor))
     if key not in writer.shared.values:
         dtype: Any = dtype_of(added.tensor)
-        least = writer.op.constant(np.asarray(np.finfo(dtype).min * _ABOVE_LOWEST, dtype), "masked")
+        least = writer.op.constant(np.asarray(lowest(dtype) * _ABOVE_LOWEST, dtype), "masked")
         writer.shared.values[key] = writer.made[key] = writer.op.Max(added, least)
     return writer.shared.values[key]
 
 
 def _is_lowest(writer: Writer, low: float) -> bool:
     dtype: Any = dtype_of(writer.attention.scores.product.operands[0])
-    return low <= float(np.finfo(dtype).min) * (1 - 1e-6)
+    return low <= lowest(dtype) * (1 - 1e-6)
 
 
 def _leaves_a_key(tensor: Any) -> bool:
@@ -111,4 +112,4 @@ def _leaves_a_key(tensor: Any) -> bool:
     if not is_small_constant(tensor, _MOST_ELEMENTS):
         return False
     value = np.asarray(constant_of(tensor))
-    return value.ndim > 0 and bool((value > np.finfo(value.dtype).min).any(axis=-1).all())
+    return value.ndim > 0 and bool((value > lowest(value.dtype)).any(axis=-1).all())

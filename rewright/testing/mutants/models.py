@@ -56,11 +56,13 @@ def _linear(g: GraphBuilder, x: Value, columns: int = _WIDTH, biased: bool = Tru
     return product + g.weight(columns) if biased else product
 
 
-def _gelu(g: GraphBuilder, x: Value) -> Any:
+def gelu(g: GraphBuilder, x: Value) -> Any:
+    """x * 0.5 * (1 + erf(x / sqrt(2)))"""
     return x * 0.5 * (g.Erf(x / math.sqrt(2.0)) + 1.0)
 
 
-def _tanh_gelu(g: GraphBuilder, x: Value) -> Any:
+def tanh_gelu(g: GraphBuilder, x: Value) -> Any:
+    """Its approximation by a tanh."""
     return x * 0.5 * (g.Tanh((x + g.Pow(x, 3.0) * 0.044715) * math.sqrt(2.0 / math.pi)) + 1.0)
 
 
@@ -110,7 +112,7 @@ def _numbers(g: GraphBuilder, *numbers: float) -> list[Value]:
 # --------------------------------------------------------------------------------------------------------- norms, activations
 
 
-def _norms(opset: int, epsilon: float) -> ModelProto:
+def norms(opset: int, epsilon: float) -> ModelProto:
     """Two layers of linear, residual and normalisation."""
     g = GraphBuilder(opset)
     x = _input(g)
@@ -120,7 +122,7 @@ def _norms(opset: int, epsilon: float) -> ModelProto:
     return g.model()
 
 
-def _pre_norms(opset: int) -> ModelProto:
+def pre_norms(opset: int) -> ModelProto:
     """The sums go on beside their normalisations, which have no bias."""
     g = GraphBuilder(opset)
     x = _input(g)
@@ -130,7 +132,8 @@ def _pre_norms(opset: int) -> ModelProto:
     return g.model()
 
 
-def _rms_norms(opset: int) -> ModelProto:
+def rms_norms(opset: int) -> ModelProto:
+    """Two layers of a linear map of the normalised value, added to it, and a last normalisation."""
     g = GraphBuilder(opset)
     x = _input(g)
     for _ in range(2):
@@ -139,7 +142,7 @@ def _rms_norms(opset: int) -> ModelProto:
     return g.model()
 
 
-def _residual(opset: int, norm: Callable[[GraphBuilder, Value], Value]) -> ModelProto:
+def residual(opset: int, norm: Callable[[GraphBuilder, Value], Value]) -> ModelProto:
     """The normalised sum of two inputs, which may be as small as any, and the sum itself."""
     g = GraphBuilder(opset)
     total = _input(g) + _input(g, "residual")
@@ -148,7 +151,8 @@ def _residual(opset: int, norm: Callable[[GraphBuilder, Value], Value]) -> Model
     return g.model()
 
 
-def _activations(opset: int, function: Callable[[GraphBuilder, Value], Value], biased: bool) -> ModelProto:
+def activations(opset: int, function: Callable[[GraphBuilder, Value], Value], biased: bool) -> ModelProto:
+    """Two linear maps, each with the activation after it."""
     g = GraphBuilder(opset)
     x = _input(g)
     for _ in range(2):
@@ -157,7 +161,8 @@ def _activations(opset: int, function: Callable[[GraphBuilder, Value], Value], b
     return g.model()
 
 
-def _quick(alpha: float) -> Callable[[GraphBuilder, Value], Value]:
+def quick_gelu(alpha: float) -> Callable[[GraphBuilder, Value], Value]:
+    """x * sigmoid(alpha * x)"""
     return lambda g, x: x * g.Sigmoid(x * alpha if alpha != 1 else x)
 
 
@@ -165,7 +170,7 @@ def _quick(alpha: float) -> Callable[[GraphBuilder, Value], Value]:
 
 
 @dataclass(frozen=True)
-class _Attention:
+class AttentionLayers:
     """softmax(scale * Q K^T + mask) V, once or twice.
 
     mask: "none", "added" (0 or -10000), "selected" (the lowest number where a key is masked), "infinite" (with a guard against
@@ -235,7 +240,7 @@ class _Attention:
 # --------------------------------------------------------------------------------------------------------- rotary, embeddings
 
 
-def _rotary(pairs: str, rotated: int, per_batch: bool, opset: int = 17) -> ModelProto:
+def rotary(pairs: str, rotated: int, per_batch: bool, opset: int = 17) -> ModelProto:
     """x (B, 2, S, 8) turned by angles that are computed from positions."""
     g = GraphBuilder(opset)
     x = g.input("x", "float32", ["batch", 2, "sequence", 8])
@@ -266,9 +271,9 @@ def _rotary(pairs: str, rotated: int, per_batch: bool, opset: int = 17) -> Model
     return g.model()
 
 
-def _embeddings(types: bool, positions: str) -> ModelProto:
+def embeddings(types: bool, positions: str, opset: int = 17) -> ModelProto:
     """Embeddings of words, positions (from a Range, or given) and token types, normalised."""
-    g = GraphBuilder(17)
+    g = GraphBuilder(opset)
     ids = g.input("input_ids", "int64", ["batch", "sequence"])
     total = g.Gather(g.weight(20, _WIDTH), ids, axis=0)
     if types:
@@ -317,44 +322,44 @@ _GELU: Final[Mapping[str, Mapping[str, Any]]] = {"gelu": {}, "bias-gelu": {}, "g
 _TANH: Final[Mapping[str, Mapping[str, Any]]] = {"fast-gelu": {}, "bias-gelu": {}, "gemm-fast-gelu": {}}
 
 EXAMPLES: Final[Mapping[str, Example]] = {
-    "norms": Example(lambda: _norms(17, 1e-5), _NORMS),
-    "norms-1e-12": Example(lambda: _norms(17, 1e-12), _NORMS),
-    "pre-norms": Example(lambda: _pre_norms(18), _NORMS),
-    "rms-norms": Example(lambda: _rms_norms(18), _RMS),
-    "rms-norms-23": Example(lambda: _rms_norms(23), _RMS),
-    "residual": Example(lambda: _residual(17, lambda g, x: _layer_norm(g, x, 1e-5)), {"skip-layer-norm": {}}),
-    "residual-rms": Example(lambda: _residual(18, lambda g, x: _rms_norm(g, x, 1e-6)), {"skip-rms-norm": {}}),
-    "residual-rms-23": Example(lambda: _residual(23, lambda g, x: _rms_norm(g, x, 1e-5)), {"skip-rms-norm": {}}),
-    "gelu": Example(lambda: _activations(17, _gelu, biased=True), _GELU),
-    "gelu-20": Example(lambda: _activations(20, _gelu, biased=False), {"gelu": {}, "gelu-approximation": {}}),
-    "tanh-gelu": Example(lambda: _activations(17, _tanh_gelu, biased=True), _TANH),
-    "tanh-gelu-20": Example(lambda: _activations(20, _tanh_gelu, biased=False), {"fast-gelu": {}, "gemm-fast-gelu": {}}),
-    "quick-gelu": Example(lambda: _activations(17, _quick(1.702), biased=True), {"quick-gelu": {}}),
-    "silu": Example(lambda: _activations(17, _quick(1.0), biased=True), {"quick-gelu": {}}),
-    "attention": Example(_Attention(layers=2), _ATTENTION),
-    "attention-scale": Example(_Attention(scale=0.37, biased=False), _ATTENTION),
-    "attention-mask": Example(_Attention(mask="added", layers=2), _ATTENTION),
-    "attention-selected": Example(_Attention(mask="selected"), _ATTENTION),
-    "attention-infinite": Example(_Attention(mask="infinite"), _ATTENTION),
-    "attention-bias": Example(_Attention(mask="bias"), _ATTENTION),
-    "attention-causal": Example(_Attention(mask="causal"), _ATTENTION),
-    "attention-causal-keys": Example(_Attention(mask="causal and keys"), _ATTENTION),
-    "attention-23": Example(_Attention(opset=23, layers=2), _MULTI_HEAD),
-    "attention-23-causal": Example(_Attention(opset=23, mask="causal"), _MULTI_HEAD),
-    "attention-23-bias": Example(_Attention(opset=23, mask="bias", groups=2), _MULTI_HEAD),
-    "attention-23-softcap": Example(_Attention(opset=23, softcap=5.0), {"multi-head-attention": {"softcap": True}}),
-    "cross-attention": Example(_Attention(mask="added", cross=True), _MULTI_HEAD),
-    "grouped": Example(_Attention(opset=18, groups=2, size=8), _GROUPED),
-    "grouped-causal": Example(_Attention(opset=18, groups=2, size=8, mask="causal"), _GROUPED),
-    "grouped-window": Example(_Attention(opset=18, groups=2, size=8, mask="window"), _GROUPED),
-    "grouped-bias": Example(_Attention(opset=18, groups=2, size=8, mask="causal and keys"), _GROUPED),
-    "grouped-softcap": Example(_Attention(opset=18, size=4, softcap=5.0), _CAPPED),
-    "rotary": Example(lambda: _rotary("halves", 8, per_batch=False), _ROTARY),
-    "rotary-neighbours": Example(lambda: _rotary("neighbours", 8, per_batch=False), _ROTARY),
-    "rotary-partial": Example(lambda: _rotary("halves", 4, per_batch=False), _ROTARY),
-    "rotary-positions": Example(lambda: _rotary("halves", 8, per_batch=True), _ROTARY),
+    "norms": Example(lambda: norms(17, 1e-5), _NORMS),
+    "norms-1e-12": Example(lambda: norms(17, 1e-12), _NORMS),
+    "pre-norms": Example(lambda: pre_norms(18), _NORMS),
+    "rms-norms": Example(lambda: rms_norms(18), _RMS),
+    "rms-norms-23": Example(lambda: rms_norms(23), _RMS),
+    "residual": Example(lambda: residual(17, lambda g, x: _layer_norm(g, x, 1e-5)), {"skip-layer-norm": {}}),
+    "residual-rms": Example(lambda: residual(18, lambda g, x: _rms_norm(g, x, 1e-6)), {"skip-rms-norm": {}}),
+    "residual-rms-23": Example(lambda: residual(23, lambda g, x: _rms_norm(g, x, 1e-5)), {"skip-rms-norm": {}}),
+    "gelu": Example(lambda: activations(17, gelu, biased=True), _GELU),
+    "gelu-20": Example(lambda: activations(20, gelu, biased=False), {"gelu": {}, "gelu-approximation": {}}),
+    "tanh-gelu": Example(lambda: activations(17, tanh_gelu, biased=True), _TANH),
+    "tanh-gelu-20": Example(lambda: activations(20, tanh_gelu, biased=False), {"fast-gelu": {}, "gemm-fast-gelu": {}}),
+    "quick-gelu": Example(lambda: activations(17, quick_gelu(1.702), biased=True), {"quick-gelu": {}}),
+    "silu": Example(lambda: activations(17, quick_gelu(1.0), biased=True), {"quick-gelu": {}}),
+    "attention": Example(AttentionLayers(layers=2), _ATTENTION),
+    "attention-scale": Example(AttentionLayers(scale=0.37, biased=False), _ATTENTION),
+    "attention-mask": Example(AttentionLayers(mask="added", layers=2), _ATTENTION),
+    "attention-selected": Example(AttentionLayers(mask="selected"), _ATTENTION),
+    "attention-infinite": Example(AttentionLayers(mask="infinite"), _ATTENTION),
+    "attention-bias": Example(AttentionLayers(mask="bias"), _ATTENTION),
+    "attention-causal": Example(AttentionLayers(mask="causal"), _ATTENTION),
+    "attention-causal-keys": Example(AttentionLayers(mask="causal and keys"), _ATTENTION),
+    "attention-23": Example(AttentionLayers(opset=23, layers=2), _MULTI_HEAD),
+    "attention-23-causal": Example(AttentionLayers(opset=23, mask="causal"), _MULTI_HEAD),
+    "attention-23-bias": Example(AttentionLayers(opset=23, mask="bias", groups=2), _MULTI_HEAD),
+    "attention-23-softcap": Example(AttentionLayers(opset=23, softcap=5.0), {"multi-head-attention": {"softcap": True}}),
+    "cross-attention": Example(AttentionLayers(mask="added", cross=True), _MULTI_HEAD),
+    "grouped": Example(AttentionLayers(opset=18, groups=2, size=8), _GROUPED),
+    "grouped-causal": Example(AttentionLayers(opset=18, groups=2, size=8, mask="causal"), _GROUPED),
+    "grouped-window": Example(AttentionLayers(opset=18, groups=2, size=8, mask="window"), _GROUPED),
+    "grouped-bias": Example(AttentionLayers(opset=18, groups=2, size=8, mask="causal and keys"), _GROUPED),
+    "grouped-softcap": Example(AttentionLayers(opset=18, size=4, softcap=5.0), _CAPPED),
+    "rotary": Example(lambda: rotary("halves", 8, per_batch=False), _ROTARY),
+    "rotary-neighbours": Example(lambda: rotary("neighbours", 8, per_batch=False), _ROTARY),
+    "rotary-partial": Example(lambda: rotary("halves", 4, per_batch=False), _ROTARY),
+    "rotary-positions": Example(lambda: rotary("halves", 8, per_batch=True), _ROTARY),
     "untidy": Example(_untidy, _CLEANUP),
-    "embeddings": Example(lambda: _embeddings(types=True, positions="counted"), _EMBEDDING),
-    "embeddings-positions": Example(lambda: _embeddings(types=False, positions="given"), _EMBEDDING),
+    "embeddings": Example(lambda: embeddings(types=True, positions="counted"), _EMBEDDING),
+    "embeddings-positions": Example(lambda: embeddings(types=False, positions="given"), _EMBEDDING),
 }
 """By name."""

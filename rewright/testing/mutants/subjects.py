@@ -137,10 +137,13 @@ class Subject:
                     yield Spot(model, graph, node, self._applied[2])
 
 
-def subject_for(name: str, model: Model, label: str, options: Mapping[str, object] | None = None) -> Subject:
+def subject_for(
+    name: str, model: Model, label: str, options: Mapping[str, object] | None = None, target: Target = "cpu"
+) -> Subject:
     """The pass on the model as its predecessors leave it: the cleanup of O1, then what the pass asks to follow.
 
-    A cleanup pass is preceded by little, so that something is left for it.
+    A cleanup pass is preceded by little, so that something is left for it. An op that no target has a kernel for is taken to be
+    on the target that it was made for.
 
     Raises:
         UsageError: there is no such pass.
@@ -159,9 +162,9 @@ def subject_for(name: str, model: Model, label: str, options: Mapping[str, objec
     if name == "multi-head-attention":  # else these leave nothing for it
         earlier.pop("attention", None), earlier.pop("group-query-attention", None)
     fusions = solve([catalog.get(item)() for item in earlier if item in FUSIONS])
-    prepared = Chain(["O1", *fusions, "dead-code"]).run(model, verify="off").model
+    prepared = Chain(["O1", *fusions, "dead-code"]).run(model, target=target, verify="off").model
     step = configure(catalog.get(name), dict(options or {}))
-    return Subject(step, label, prepared, _PROMISED[name][1] if name in _PROMISED else "cpu")
+    return Subject(step, label, prepared, _PROMISED[name][1] if name in _PROMISED else target)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from sharing import LOWEST, Sharing
 
 from rewright.passes.fusion.group_query_attention import GroupQueryAttention
 from rewright.passes.fusion.multi_head_attention import MultiHeadAttention
+from rewright.testing import variants
+from rewright.testing.mutants.models import AttentionLayers
 
 INF = float("-inf")
 
@@ -188,3 +190,11 @@ def test_a_mask_that_the_kernel_would_not_repeat_is_repeated_before_it(shape, si
 def test_other_masks_are_left_alone(shape, target):
     session, _ = run_pass(MultiHeadAttention(softcap=True), _given(shape), target)
     assert session.sites == []
+
+
+@pytest.mark.parametrize("mask", ["added", "selected", "causal"])
+def test_masks_of_bfloat16(mask):
+    model = variants.in_dtype(as_model(AttentionLayers(opset=23, mask=mask)()), "bfloat16")
+    session, after = run_pass(MultiHeadAttention(), model, "cpu")
+    assert session.rejections == []
+    assert after.op_counts()["ai.onnx::Attention"] == 1
