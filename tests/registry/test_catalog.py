@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rewright import api
 from rewright.model.errors import PluginError, UsageError
 from rewright.passes.contract import Pass
 from rewright.registry.catalog import Catalog, default_catalog
@@ -109,3 +110,16 @@ def test_the_built_in_levels_build_on_each_other():
         assert chain.inserted == ()
         assert chain[-1].name == "dead-code"
         assert Chain(chain.text, catalog=catalog) == chain
+
+
+@pytest.mark.parametrize("level", ["O4", "o4", "4", 4])
+def test_a_level_that_is_awaited_says_what_it_lacks_and_what_to_do_instead(level):
+    with pytest.raises(UsageError, match="O3 plus float16, and this version has no pass for float16") as caught:
+        api.Chain.at_level(level)
+    assert caught.value.hint.startswith("Use O3.")
+
+
+def test_a_plugin_may_bring_a_level_that_is_awaited():
+    catalog = Catalog([Contribution.of(ACME, [Mobile], {"O4": "acme-mobile"})])
+    assert api.Chain.at_level("4", catalog=catalog).text == "acme-mobile"
+    assert Chain("O4", catalog=catalog).text == "acme-mobile"
