@@ -113,14 +113,18 @@ def causality_trials(model: Model, roles: Sequence[InputRole], sets: Sequence[In
         return
     arrays = chosen.arrays
     for inputs in _by_length(token_inputs(roles, arrays), arrays):
-        shape = arrays[inputs[0].name].shape
+        widest = max(inputs, key=lambda role: arrays[role.name].shape[0])  # others may be one row for the whole batch
+        shape = arrays[widest.name].shape
         if shape[1] < 2:
             continue
-        is_last = np.zeros(shape[:2], np.bool_)
-        is_last[:, -1] = True
-        earlier = _at(model, inputs[0].name, shape, ~is_last & _valid(chosen, roles, inputs[0]))
-        second = {**arrays, **{role.name: changed(role, arrays[role.name], is_last) for role in inputs}}
-        yield Trial("causality", _names(inputs), arrays, second, earlier, earlier)
+        earlier = _at(model, widest.name, shape, ~_is_last(shape) & _valid(chosen, roles, widest))
+        second = {role.name: changed(role, arrays[role.name], _is_last(arrays[role.name].shape)) for role in inputs}
+        yield Trial("causality", _names(inputs), arrays, {**arrays, **second}, earlier, earlier)
+
+
+def _is_last(shape: tuple[int, ...]) -> np.ndarray:
+    """Where the last token is, along the first two axes."""
+    return np.broadcast_to(np.arange(shape[1]) == shape[1] - 1, shape[:2])
 
 
 def _at(model: Model, source: str, shape: tuple[int, ...], positions: np.ndarray) -> Part:

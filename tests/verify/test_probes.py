@@ -117,6 +117,15 @@ def test_an_encoder_and_a_decoder_are_probed_apart(probe):
     assert statuses(probe(text, backwards))["causality decoder_input_ids"] == "broken"
 
 
+@pytest.mark.parametrize("inputs", ["float[B, S, 4] x, float[1, S, 4] skip", "float[1, S, 4] skip, float[B, S, 4] x"])
+def test_an_input_of_one_row_for_the_whole_batch_is_probed_with_the_others(probe, inputs):
+    source = f"g ({inputs}) => (float[B, S, 4] y) {{ y = Add(x, skip) }}"
+    found = probe(source, source)
+    (causality,) = (evidence for name, evidence in found.items() if name.startswith("causality"))
+    assert causality.status == "held"
+    assert set(causality.subject.split(", ")) == {"x", "skip"}
+
+
 def test_a_model_that_offers_no_place_says_so(probe):
     found = probe("g (float[4] x) => (float[4] y) { y = Relu(x) }", "g (float[4] x) => (float[4] y) { y = Relu(x) }")
     assert {name.split()[0]: evidence.status for name, evidence in found.items()} == dict.fromkeys(
