@@ -1,0 +1,111 @@
+"""Writing a directory: everything goes into a folder beside it first, which takes its place when it is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rewright.integrations.huggingface.source import ModelDirectory
+from rewright.model.errors import ModelError, UsageError
+
+
+def check_save_dir(save_dir: Path, source: ModelDirectory) -> None:
+    """Checks that ``save_dir`` can take what is made of ``source``.
+
+    Raises:
+        UsageError: it is a file, the source itself, inside it or around it, or holds ONNX files that would not be replaced.
+    """
+    if save_dir.exists() and not save_dir.is_dir():
+        raise UsageError(f"{save_dir} is not a directory.", "Name a directory to save to; it is made if it does not exist.")
+    ours, theirs = Path(os.path.realpath(save_dir)), Path(os.path.realpath(source.path))
+    if ours == theirs:
+        raise UsageError(f"{save_dir} is the source directory, which is never modified.", "Choose another directory to save to.")
+    if theirs in ours.parents:
+        raise UsageError(f"{save_dir} is inside the source directory, which is never modified.", "Choose one outside of it.")
+    if ours in theirs.parents:
+        raise UsageError(
+            f"{save_dir} holds the source directory, which is never modified.", "Choose another directory to save to."
+        )
+    others = _other_models(save_dir, source)
+    if others:
+        raise UsageError(
+            f"{save_dir} holds other ONNX files: {', '.join(others)}. A model that is loaded from there might be one of these.",
+            "Choose another directory, or remove them.",
+        )
+
+
+def _other_models(save_dir: Path, source: ModelDirectory) -> list[str]:
+    if not save_dir.is_dir():
+        return []
+    found = (file.relative_to(save_dir).as_posix() for file in save_dir.rglob("*.onnx"))
+    return sorted(name for name in found if name not in source.models)
+
+
+@contextmanager
+def staged(save_dir: Path) -> Iterator[Path]:
+    """A folder beside ``save_dir`` to write into, on the same file system; it is gone afterwards, unless ``deliver`` moved it.
+
+    Raises:
+        ModelError: it cannot be made.
+    """
+    parent = save_dir.parent
+    while not parent.exists():  # `deliver` makes what is missing
+        parent = parent.parent
+    stage = parent / f".{save_dir.name}.{os.getpid()}.partial"
+    try:
+        with _writing(save_dir):
+            stage.mkdir()
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def carry_over(source: ModelDirectory, stage: Path) -> list[str]:
+    """Copies everything that belongs with the models; what a link points to is copied, not the link. Returns the names.
+
+    Raises:
+        ModelError: a file cannot be read, or its copy cannot be written.
+    """
+    for name in source.carried:
+        with _writing(stage):
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.path / name, stage / name)
+    for held in source.configured.values():
+        held.save_pretrained(stage)
+    return [*map(str, source.carried), *source.configured]
+
+
+def deliver(stage: Path, save_dir: Path) -> None:
+    """Puts the folder in the place of ``save_dir``; of one that exists and is not empty, the files of the same names.
+
+    Weights come before the models that read them, so that no model stands beside weights that are not its own for longer than
+    a rename takes.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    with _writing(save_dir):
+        save_dir.parent.mkdir(parents=True, exist_ok=True)
+        if not save_dir.is_dir() or not any(save_dir.iterdir()):
+            os.replace(stage, save_dir)
+            return
+        files = [file for file in stage.rglob("*") if not file.is_dir()]
+        for file in sorted(files, key=lambda file: (file.suffix == ".onnx", str(file))):
+            target = save_dir / file.relative_to(stage)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or place
+        reason = error.strerror or str(error)
+        raise ModelError(
+            f"cannot write {place} ({where}: {reason}).", "Check the folder, its permissions and the free space."
+        ) from error

@@ -1,0 +1,247 @@
+"""A directory with models as Hugging Face lays it out: which files are models, what belongs to them, and what else is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Protocol
+
+from rewright.model.carrier import Model, stubs
+from rewright.model.errors import ModelError, UsageError
+from rewright.model.load import load
+from rewright.model.weights import slice_of
+from rewright.registry.catalog import did_you_mean
+from rewright.report.wording import byte_size
+
+CONFIG: Final = "config.json"
+PIPELINE_CONFIG: Final = "model_index.json"
+"""Of a pipeline of several models, each in a folder of its own, as diffusion models have it."""
+
+REPLACED: Final = "ort_config.json"
+"""The record of an earlier optimization, which the new one takes the place of."""
+
+_SENTENCE_MODULES: Final = "modules.json"
+_WEIGHTS: Final = (
+    "*.safetensors", "*.safetensors.index.json", "*.bin.index.json", "pytorch_model*.bin", "diffusion_pytorch_model*.bin",
+    "adapter_model*.bin", "training_args.bin", "tf_model*.h5", "*.msgpack", "rust_model.ot", "*.pt", "*.pth", "*.ckpt", "*.gguf",
+    "*.tflite", "*.ort", "openvino_*.bin", "openvino_*.xml",
+)  # fmt: skip
+"""Weights in other forms than ONNX, which nothing that loads the ONNX files reads."""
+
+_REPRODUCERS: Final = ".reproducers"
+
+
+class Configured(Protocol):
+    """What has a configuration of transformers' kind, which can be written into a directory."""
+
+    def save_pretrained(self, save_directory: str | PathLike[str], /) -> Any:
+        """Writes the configuration."""
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory that was read; nothing in it is ever changed.
+
+    Attributes:
+        path: the directory, absolute.
+        models: the models to optimize, by their names relative to the directory, sorted.
+        carried: the other files that belong with them, relative to the directory.
+        messages: what is not carried over, and what is missing.
+        configured: holds configurations that the directory has no file for; of a model that was loaded by Optimum.
+    """
+
+    path: Path
+    models: Mapping[str, Model]
+    carried: Sequence[PurePosixPath]
+    messages: Sequence[str] = ()
+    configured: Mapping[str, Configured] = field(default_factory=dict)
+
+    @property
+    def model_type(self) -> str | None:
+        """The model type that ``config.json`` names."""
+        try:
+            content = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        found = content.get("model_type") if isinstance(content, dict) else None
+        return found if isinstance(found, str) else None
+
+
+def read_directory(source: object, file_names: Iterable[str] | None = None) -> ModelDirectory:
+    """Reads a directory, or the one that an ``ORTModel`` of Optimum was loaded from.
+
+    Args:
+        source: the path of a directory, or an object of any of Optimum's ``ORTModel`` classes, of which only the models that
+            it has loaded are taken.
+        file_names: the ONNX files to take, as names or as paths relative to the directory; all by default.
+
+    Raises:
+        UsageError: it is neither, or holds no such ONNX file.
+        ModelError: the directory or a model cannot be read.
+    """
+    if isinstance(source, str | PathLike):
+        path = Path(os.path.abspath(source))
+        _check_directory(path)
+        found = _files(path)
+        return _directory(path, found, _chosen(path, found.models, file_names))
+    files = _loaded_files(source)
+    path = _root_of(files)
+    chosen = [PurePosixPath(file.relative_to(path).as_posix()) for file in files]
+    directory = _directory(path, _files(path), _chosen(path, chosen, file_names))
+    names = {"config": CONFIG, "generation_config": "generation_config.json"}
+    carried = set(map(str, directory.carried))
+    missing: dict[str, Any] = {file: getattr(source, name, None) for name, file in names.items() if file not in carried}
+    configured = {file: held for file, held in missing.items() if hasattr(held, "save_pretrained")}
+    messages = [message for message in directory.messages if CONFIG not in configured or message != _no_config(path)]
+    return ModelDirectory(path, directory.models, directory.carried, messages, configured)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The regular files of a directory, relative to it: ONNX files, and the others."""
+
+    models: list[PurePosixPath]
+    others: list[PurePosixPath]
+    links: list[PurePosixPath]
+
+
+def _check_directory(path: Path) -> None:
+    if not path.exists():
+        raise ModelError(f"{path} does not exist.", "Give a local directory; a model of the Hub has to be exported first.")
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a directory.", "Give the directory with config.json and the ONNX files.")
+
+
+def _files(path: Path) -> _Files:
+    found = _Files([], [], [])
+
+    def refuse(error: OSError) -> None:
+        reason = error.strerror or str(error)
+        raise ModelError(f"cannot read {error.filename or path}: {reason}.", "Check its permissions.") from error
+
+    for folder, folders, names in os.walk(path, onerror=refuse):
+        at = PurePosixPath(Path(folder).relative_to(path).as_posix())
+        found.links.extend(at / name for name in sorted(folders) if os.path.islink(os.path.join(folder, name)))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(_REPRODUCERS))
+        for name in sorted(names):
+            if name.startswith(".") or not os.path.isfile(os.path.join(folder, name)):
+                continue
+            (found.models if name.endswith(".onnx") else found.others).append(at / name)
+    found.models.sort()
+    return found
+
+
+def _chosen(path: Path, found: Sequence[PurePosixPath], file_names: Iterable[str] | None) -> list[PurePosixPath]:
+    if not found:
+        parent = path.parent / CONFIG
+        hint = "Export the model first: optimum-cli export onnx --model MODEL DIR."
+        raise UsageError(f"{path} holds no .onnx file.", hint if not parent.is_file() else f"Is it {path.parent}? {hint}")
+    if file_names is None:
+        return list(found)
+    wanted = [file_names] if isinstance(file_names, str) else list(file_names)
+    chosen: list[PurePosixPath] = []
+    for name in wanted:
+        matching = [file for file in found if str(file) == PurePosixPath(name).as_posix()]
+        matching = matching or [file for file in found if file.name == name]
+        if not matching:
+            names = list(map(str, found))
+            near = did_you_mean(name, names)
+            raise UsageError(f"{path} holds no file '{name}'.", f"{near} It holds {', '.join(names)}.".lstrip())
+        chosen.extend(matching)
+    return sorted(set(chosen))
+
+
+def _directory(path: Path, found: _Files, chosen: Sequence[PurePosixPath]) -> ModelDirectory:
+    models = {str(name): load(path / name) for name in chosen}
+    ignored = [name for name in found.models if str(name) not in models]
+    data = {file for model in models.values() for file in _data_files(model)}
+    unread = {name for name in found.others if _belongs_to(path / name, [path / each for each in ignored])}
+    modules = _sentence_modules(path)
+    carried: list[PurePosixPath] = []
+    weights: list[PurePosixPath] = []
+    for name in found.others:
+        if path / name in data or name in unread or str(name) == REPLACED:
+            continue
+        is_weight = any(fnmatch(name.name, pattern) for pattern in _WEIGHTS) and str(name.parent) not in modules
+        (weights if is_weight else carried).append(name)
+    return ModelDirectory(path, models, carried, list(_messages(path, ignored, weights, found.links)))
+
+
+def _data_files(model: Model) -> set[Path]:
+    """The files beside the .onnx file that hold weights of the model."""
+    return {slice_of(tensor).path for tensor in stubs(model.node_lists)} - {model.path}
+
+
+def _belongs_to(file: Path, models: Iterable[Path]) -> bool:
+    """Whether the file is named as external data of one of the models, which are not read."""
+    return any(file.parent == model.parent and file.name.startswith(model.name) for model in models)
+
+
+def _sentence_modules(path: Path) -> set[str]:
+    """The folders of modules that sentence-transformers runs after the model, and whose weights it needs."""
+    try:
+        content = json.loads((path / _SENTENCE_MODULES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    entries = content if isinstance(content, list) else []
+    paths = (entry.get("path") for entry in entries if isinstance(entry, dict))
+    return {PurePosixPath(each).as_posix() for each in paths if isinstance(each, str) and each}
+
+
+def _messages(
+    path: Path, ignored: Sequence[PurePosixPath], weights: Sequence[PurePosixPath], links: Sequence[PurePosixPath]
+) -> Iterator[str]:
+    if not (path / CONFIG).is_file() and not (path / PIPELINE_CONFIG).is_file():
+        yield _no_config(path)
+    if ignored:
+        yield f"not asked for, and not carried over: {', '.join(map(str, ignored))}."
+    if weights:
+        size = sum((path / name).stat().st_size for name in weights)
+        yield (
+            f"weights in other forms than ONNX ({byte_size(size)}) are not carried over: {', '.join(map(str, weights))};"
+            " copy them where something else needs them."
+        )
+    if links:
+        yield f"links to folders are not followed: {', '.join(map(str, links))}."
+
+
+def _no_config(path: Path) -> str:
+    hint = f" {path.parent} has one: is that the directory?" if (path.parent / CONFIG).is_file() else ""
+    return f"{path} has no {CONFIG}, without which Optimum does not load a model.{hint}"
+
+
+def _loaded_files(source: object) -> list[Path]:
+    """The .onnx files of an ``ORTModel``, or of each part of one; see optimum.onnxruntime.base.
+
+    Raises:
+        UsageError: the object is none, or was not loaded from files that are there still.
+    """
+    parts = getattr(source, "parts", None) or [source]
+    files: list[Path] = []
+    for part in parts if isinstance(parts, Iterable) else [source]:
+        file = getattr(part, "path", None) or getattr(getattr(part, "session", None), "_model_path", None)
+        if not isinstance(file, str | PathLike) or not os.fspath(file):
+            raise UsageError(
+                f"a {type(source).__name__} is neither a directory nor a model that Optimum has loaded from one.",
+                "Give the path of a directory, or an ORTModel.",
+            )
+        if not os.path.isfile(file):
+            raise UsageError(
+                f"the model was loaded from {file}, which is not there any more.", "Save the model, and load it again."
+            )
+        files.append(Path(os.path.abspath(file)))
+    return sorted(set(files))
+
+
+def _root_of(files: Sequence[Path]) -> Path:
+    """The directory of a model: where its .onnx files are, or, where these are in a folder of their own, the one above."""
+    path = Path(os.path.commonpath([file.parent for file in files]))
+    if (path / CONFIG).is_file() or (path / PIPELINE_CONFIG).is_file():
+        return path
+    above = path.parent
+    return above if (above / CONFIG).is_file() or (above / PIPELINE_CONFIG).is_file() else path
