@@ -1,0 +1,83 @@
+"""The child's side of ``onnxruntime.transformers``: single fusion classes, each run alone; one model in, one file out.
+
+Neither torch nor sympy is needed: shapes come from the model's ``value_info``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rewright.passes.ort.anchor_guard import Guarded, described, guarded, quiet
+from rewright.passes.ort.fusion_classes import ClassOptions, FusionClass, fusion_class
+from rewright.passes.ort.fusion_finish import finished
+from rewright.passes.ort.fusion_model import model_class, transformers_module
+from rewright.passes.ort.proto_weights import MOST_BYTES, ProtoWeights
+
+
+def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs fusion classes one after the other, each on what the one before left, and writes the result.
+
+    Args:
+        model: a serialized skeleton. Its ``value_info`` is what the classes know of shapes; dimensions of equal names are equal.
+        arguments: "root", the folder that the skeleton's external data is relative to; "folder", an existing one to write to;
+            "classes", keys of ``fusion_classes.FUSION_CLASSES``; "options", fields of ``ClassOptions``; "most_bytes", how much
+            of the weights may be in memory.
+
+    Returns:
+        "path": the file written, whose weights lie in one file beside it; empty where no class changed anything.
+        "fired": at how many nodes each class changed something.
+        "errors": why a class did nothing at all, by class.
+        "left_out": the nodes at which a class raised, with the reason, by class; what it did elsewhere is kept.
+        "notes": what onnxruntime.transformers warned of, and a sentence for each class that left out nodes.
+
+    Raises:
+        ValueError: a class or an option is unknown, or the installed onnxruntime lacks a class.
+    """
+    chosen = {name: fusion_class(name) for name in arguments["classes"]}
+    options = ClassOptions(**arguments.get("options", {}))
+    weights = ProtoWeights(arguments["root"], arguments["folder"], arguments.get("most_bytes") or MOST_BYTES)
+    reply: dict[str, Any] = {"path": "", "fired": {}, "errors": {}, "left_out": {}, "notes": []}
+    skeleton = model
+    with quiet(reply["notes"]):
+        for name, entry in chosen.items():
+            transformers_module(entry.module)
+            skeleton = _after(name, entry, options, skeleton, weights, reply)
+    if skeleton != model:
+        reply["path"] = str(weights.write(skeleton))
+    return reply
+
+
+def _after(
+    name: str, entry: FusionClass, options: ClassOptions, skeleton: bytes, weights: ProtoWeights, reply: dict[str, Any]
+) -> bytes:
+    """The skeleton after one class; as it was where the class raises as a whole or does nothing."""
+
+    def work() -> bytes:
+        proto = weights.parse(skeleton)
+        owner = model_class(transformers_module("onnx_model").OnnxModel, weights)
+        with finished(proto):
+            model = owner(proto)
+            entry.make(name, model, options).apply()
+            model.prune_graph()
+        return weights.skeleton(proto)
+
+    try:
+        changed, seen = guarded(work)
+    except Exception as error:  # what the classes raise has no base of its own
+        reply["errors"][name] = described(error)
+        return skeleton
+    _note(name, seen, reply)
+    return changed if reply["fired"].get(name) else skeleton
+
+
+def _note(name: str, seen: Guarded, reply: dict[str, Any]) -> None:
+    fired = sum(seen.fired.values())
+    if fired:
+        reply["fired"][name] = fired
+    left_out = {anchor: reason for anchors in seen.left_out.values() for anchor, reason in anchors.items()}
+    if left_out:
+        reply["left_out"][name] = left_out
+        first, reason = next(iter(left_out.items()))
+        others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        reply["notes"].append(f"{name} raised at {first}{others}, which it therefore left alone: {reason}")
