@@ -72,7 +72,7 @@ def bisect(
         raise UsageError(f"target is '{target}'.", f"It is one of {', '.join(get_args(Target))}.")
     if verify not in ("model", "sites"):
         raise UsageError(f"verify is '{verify}'.", "A bisection takes model or sites.")
-    made = chain if isinstance(chain, Chain) else Chain(chain)
+    made = (chain if isinstance(chain, Chain) else Chain(chain)).expanded()
     original = load(model)
     folder = None if output is None else Path(output)
     if folder is not None:
@@ -140,7 +140,7 @@ class _Search:
 
     def look_for_the_first(self) -> None:
         """Applies passes as long as that gives models that can be used, and finds the first that is wrong by halving."""
-        walk = Walk(self.original, self.target)
+        walk = Walk(self.original, self.target, self.gate.worker)
         for index, step in enumerate(self.chain.passes):
             self._tell(f"applying {step.name}", index)
             self.applied.append(walk.apply(index, step))
@@ -177,7 +177,7 @@ class _Search:
 
     def look_at_every_pass(self) -> None:
         """Compares after every pass, and goes on without the ones that are wrong."""
-        walk = Walk(self.original, self.target)
+        walk = Walk(self.original, self.target, self.gate.worker)
         before: ParityEvidence | None = None
         for index, step in enumerate(self.chain.passes):
             self._tell(step.name, index)

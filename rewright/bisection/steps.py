@@ -10,7 +10,7 @@ from rewright.model.carrier import Model
 from rewright.model.regions import GraphIndex, regions
 from rewright.model.view import View
 from rewright.passes.contract import Exactness, Pass, Site, Target
-from rewright.passes.session import PassSession
+from rewright.passes.session import Isolation, PassSession
 from rewright.run.applying import apply_pass
 from rewright.verify.interface import check_interface
 from rewright.verify.structure import check_structure
@@ -63,12 +63,13 @@ class Walk:
 
     current: Model
     target: Target
+    isolation: Isolation | None = field(default=None, repr=False)
     view: View | None = field(default=None, repr=False)
 
     def apply(self, index: int, step: Pass) -> Applied:
         """Applies a pass to ``current`` and, where the result can be used, goes on to it."""
         before = self.current
-        session = PassSession(step, before, self.target, self.view)
+        session = PassSession(step, before, self.target, self.view, isolation=self.isolation)
         after, reason = apply_pass(step, session)
         self.view = None if after is None else session.opened
         if after is None:

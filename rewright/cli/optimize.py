@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rewright.cli import arguments, console
 from rewright.cli.failures import DIFFERENT, DONE, UNUSABLE
 from rewright.cli.preflight import check_output, check_report
+from rewright.model.errors import UsageError
 
 if TYPE_CHECKING:
-    from rewright.passes.contract import Backend, Target
+    from rewright.api import Chain
+    from rewright.integrations.optimum import CompiledConfig
+    from rewright.report.directory import DirectoryReport
     from rewright.report.model import Report
-    from rewright.run import FailurePolicy, VerifyMode
 
 
 def optimize(
-    model: arguments.ModelPath,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="The .onnx file, or a Hugging Face directory. It is never modified.", show_default=False
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes.", show_default=False)],
     level: arguments.Level = None,
     passes: arguments.ChainText = None,
     chain_file: arguments.ChainFile = None,
     settings: arguments.Settings = None,
     backend: arguments.BackendName = "standalone",
-    target: arguments.TargetName = "cpu",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            help="Where the result will run: cpu, cuda, dml or portable (standard ops only). [default: cpu, or what -c says]",
+            show_default=False,
+        ),
+    ] = None,
     verify: Annotated[
         str,
         typer.Option(
@@ -45,6 +61,10 @@ def optimize(
     ] = "rollback",
     inputs: arguments.Inputs = None,
     seed: arguments.Seed = 0,
+    file_names: Annotated[
+        list[str] | None,
+        typer.Option("--file", metavar="NAME", help="Take only this .onnx file of a directory; repeatable."),
+    ] = None,
     reports: Annotated[
         list[Path] | None, typer.Option("--report", metavar="FILE", help="Write the report too, as .json or .html; repeatable.")
     ] = None,
@@ -55,64 +75,98 @@ def optimize(
 ) -> int:
     """Optimizes a model, compares it with the original after every pass, and writes it.
 
-    What a pass breaks is rolled back and leaves a reproducer folder in OUT.reproducers.
+    What a pass breaks is rolled back and leaves a reproducer folder in OUT.reproducers. Of a Hugging Face directory all models
+    are optimized, and what else belongs to them is copied: OUT is then a directory that loads like the first.
     """
     catalog = arguments.load_catalog(plugins, no_plugins, is_quiet=quiet)
-    chain = arguments.choose_chain(catalog, level, passes, chain_file, settings)
-    check_output(output, model, "the output")
+    is_directory = model.is_dir()
+    chain = arguments.choose_chain(catalog, level, passes, chain_file, settings, is_telling=not (quiet or is_directory))
+    compiled = arguments.options_of_optimum(catalog, chain_file)
+    if not is_directory:
+        check_output(output, model, "the output")
+        if file_names:
+            raise UsageError(f"--file chooses among the files of a directory, and {model} is none.", "Leave it out.")
     for path in reports or ():
         check_report(path, model)
 
-    from rewright import api
     from rewright.run import GateError
 
     failure: GateError | None = None
     with console.progress(not quiet) as progress:
+        how: dict[str, Any] = {  # the API checks what these say, and names what is near
+            "backend": backend,
+            "target": target if target is not None else compiled.target if compiled is not None else "cpu",
+            "verify": verify,
+            "on_failure": on_failure,
+            "inputs": inputs,
+            "seed": seed,
+            "progress": progress,
+        }
         try:
-            report = api.optimize(
-                model,
-                output,
-                chain=chain,
-                # the API checks what these say, and names what is near
-                backend=cast("Backend", backend),
-                target=cast("Target", target),
-                verify=cast("VerifyMode", verify),
-                on_failure=cast("FailurePolicy", on_failure),
-                inputs=inputs,
-                seed=seed,
-                progress=progress,
-            ).report
+            if is_directory:
+                report: Report | DirectoryReport = _optimize_directory(model, output, chain, compiled, file_names, how)
+            else:
+                report = _optimize_file(model, output, chain, how)
         except GateError as error:
-            failure, report = error, error.report
+            failure, report = error, getattr(error, "directory", error.report)
     _deliver(report, reports or (), as_json, quiet)
     if failure is not None:
         console.error(failure.message, f"Nothing was written to {output}. {failure.hint}".rstrip())
         return failure.exit_status
-    elsewhere = dict.fromkeys(record.name for record in report.passes if record.backend != backend)
+    elsewhere = [name for name, used in _backends(report).items() if backend not in used]
     if elsewhere and backend != "standalone" and not quiet:
         console.note(f"without the backend {backend}: {', '.join(elsewhere)}")
-    return _conclude(report, output, quiet)
+    return _conclude(report, verify, output, quiet)
 
 
-def _deliver(report: Report, paths: Sequence[Path], as_json: bool, quiet: bool) -> None:
+def _optimize_file(model: Path, output: Path, chain: Chain, how: dict[str, Any]) -> Report:
+    from rewright import api
+
+    return api.optimize(model, output, chain=chain, **how).report
+
+
+def _optimize_directory(
+    model: Path,
+    save_dir: Path,
+    chain: Chain,
+    compiled: CompiledConfig | None,
+    file_names: list[str] | None,
+    how: dict[str, Any],
+) -> DirectoryReport:
+    from rewright.integrations import huggingface
+
+    what: dict[str, Any] = {"chain": chain} if compiled is None else {"config": replace(compiled, chain=chain)}
+    return huggingface.optimize(model, save_dir, **what, file_names=file_names or None, **how).report
+
+
+def _backends(report: Report | DirectoryReport) -> dict[str, set[str]]:
+    """The passes that ran, and who carried each out."""
+    from rewright.report.directory import DirectoryReport
+
+    used: dict[str, set[str]] = {}
+    for run in report.files.values() if isinstance(report, DirectoryReport) else (report,):
+        for record in run.passes:
+            used.setdefault(record.name, set()).add(record.backend)
+    return used
+
+
+def _deliver(report: Report | DirectoryReport, paths: Sequence[Path], as_json: bool, quiet: bool) -> None:
     if as_json:
         console.write(report.to_json())
     elif not quiet:
-        from rewright.report.terminal import show
-
-        show(report, console.output())
+        report.show(console.output())
     for path in paths:
         report.save(path)
         if not quiet:
             console.note(f"report: {path}")
 
 
-def _conclude(report: Report, output: Path, quiet: bool) -> int:
+def _conclude(report: Report | DirectoryReport, verify: str, output: Path, quiet: bool) -> int:
     """The last message, and the exit status that the verdict means."""
     if report.verdict == "failed":
         console.error(f"the result is not what the original was: {report.reason}", f"Nothing was written to {output}.")
         return DIFFERENT
-    if report.verdict == "unverified" and report.verify not in ("off", "structure"):
+    if report.verdict == "unverified" and verify not in ("off", "structure"):
         console.error(
             f"{report.reason}.".replace("..", "."),
             f"{output} was written without that comparison. `--verify structure` accepts this; --inputs gives other inputs.",

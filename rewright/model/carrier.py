@@ -56,9 +56,17 @@ class Model:
     def _serialized(self) -> bytes:
         return self.proto.SerializeToString(deterministic=True)
 
-    def fingerprint(self) -> str:
-        """A hash of the skeleton; two models with equal fingerprints compute the same."""
-        return hashlib.blake2b(self._serialized, digest_size=16).hexdigest()
+    def fingerprint(self, *, with_facts: bool = True) -> str:
+        """A hash of the skeleton; two models with equal fingerprints compute the same.
+
+        ``with_facts``: whether what is written beside inner values, their types and shapes, counts.
+        """
+        if with_facts:
+            return hashlib.blake2b(self._serialized, digest_size=16).hexdigest()
+        proto = ModelProto()
+        proto.CopyFrom(self.proto)
+        del proto.graph.value_info[:]
+        return self.with_proto(proto).fingerprint()
 
     def session_bytes(self) -> bytes:
         """The serialized skeleton, for an ONNX Runtime session.

@@ -11,8 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from onnx import ModelProto
-
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
 from rewright.model.order import stable_order
@@ -232,7 +230,7 @@ class _Run:
             if sites:
                 record.status, record.reason = "failed", f"the pass reports {len(sites)} sites but changed nothing"
             return candidate
-        if not sites and _without_facts(candidate) == _without_facts(self.current):
+        if not sites and candidate.fingerprint(with_facts=False) == self.current.fingerprint(with_facts=False):
             return candidate  # more became known about the outputs of ops that onnx does not know, and is written beside them
         if not sites:
             record.status = "failed"
@@ -372,11 +370,3 @@ def rss_peak() -> int:
     """The process's largest resident set so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _without_facts(model: Model) -> str:
-    """A hash of the model without the shapes that are written beside inner values."""
-    proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    del proto.graph.value_info[:]
-    return model.with_proto(proto).fingerprint()

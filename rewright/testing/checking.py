@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from onnx import ModelProto
-
 from rewright.api import Chain, Inputs
 from rewright.model.carrier import Model
 from rewright.passes.contract import Pass, Target
@@ -16,6 +14,7 @@ from rewright.passes.session import PassSession
 from rewright.registry.catalog import default_catalog
 from rewright.report.model import PassReport
 from rewright.run import GateError, RunResult, VerifyMode
+from rewright.run.applying import apply_pass
 from rewright.run.options import PARITY_MODES
 from rewright.testing import wording
 from rewright.testing.sources import Seal, Source, model_of
@@ -206,23 +205,13 @@ def unrest(passes: Sequence[Pass], model: Model, target: Target = "cpu") -> list
 
     The passes are applied without the loop, which believes unverified passes that say that they did nothing.
     """
-    for step in passes:
+    for step in (part for whole in passes for part in whole.parts()):
         session = PassSession(step, model, target)
-        try:
-            step.apply(session)
-            after = session.result or (session.opened.to_model() if session.opened is not None else model)
-        except Exception as error:
-            return [f"crashes: {type(error).__name__}: {error}"]
+        after, problem = apply_pass(step, session)
+        if after is None:
+            return [f"crashes: {problem}"]
         if session.sites:
             return [f"fires again at {wording.count(len(session.sites), 'site')}:" + wording.sites(session.sites)]
-        if _without_facts(after) != _without_facts(model):
+        if after.fingerprint(with_facts=False) != model.fingerprint(with_facts=False):
             return [f"records no site, but changes the model{wording.difference(model, after)}"]
     return []
-
-
-def _without_facts(model: Model) -> bytes:
-    """The model without the shapes beside inner values, of which a pass may write more when it learns more."""
-    proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    del proto.graph.value_info[:]
-    return proto.SerializeToString(deterministic=True)

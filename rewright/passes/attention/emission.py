@@ -26,6 +26,10 @@ Mask = Literal["auto", "raw", "bias", "index", "none"]
 "index": as lengths, which declares that padding is on the right. "none": not at all, which declares that nothing is padded. What
 is declared and not so, parity finds."""
 
+MASK_FORMATS: Final[dict[Mask, str]] = {"auto": "raw", "bias": "raw", "raw": "raw", "index": "index", "none": "none"}
+"""What ``onnxruntime.transformers`` is asked for: it knows no bias."""
+
+
 DECLARED: Final = {
     "index": "it was declared that the mask '{}' pads on the right only",
     "none": "it was declared that the mask '{}' pads nothing",

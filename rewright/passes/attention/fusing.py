@@ -43,6 +43,9 @@ class AttentionPass(GraphPass):
             Unproven: the op cannot stand for this attention.
         """
 
+    def ort_options(self) -> dict[str, Any]:
+        return {"num_heads": self.heads or 0, "hidden_size": self.hidden_size or 0}
+
     def run(self, session: PassSession) -> None:
         if self.shape_inference:
             session.ensure_facts()

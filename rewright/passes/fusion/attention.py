@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from rewright.passes.attention.axes import Unproven
-from rewright.passes.attention.emission import Mask, packed
+from rewright.passes.attention.emission import MASK_FORMATS, Mask, packed
 from rewright.passes.attention.fusing import AttentionPass
 from rewright.passes.attention.writing import Writer
 from rewright.passes.deferral import Deferral
@@ -45,6 +47,13 @@ class Attention(AttentionPass):
         default="auto", description="How a padding mask is given; index and none declare something, which parity checks."
     )
     multi_head: bool = Field(default=False, description="Leave all to the pass multi-head-attention.")
+
+    @property
+    def is_deferred(self) -> bool:
+        return super().is_deferred and not self.multi_head
+
+    def ort_options(self) -> dict[str, Any]:
+        return {**super().ort_options(), "mask_format": MASK_FORMATS[self.mask], "use_multi_head_attention": False}
 
     def write(self, writer: Writer) -> Value:
         if self.multi_head:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from rewright.passes.attention.axes import Unproven
-from rewright.passes.attention.emission import Mask, multi_head
+from rewright.passes.attention.emission import MASK_FORMATS, Mask, multi_head
 from rewright.passes.attention.fusing import AttentionPass
 from rewright.passes.attention.merged import merge_heads
 from rewright.passes.attention.repair import repair
@@ -55,6 +57,9 @@ class MultiHeadAttention(AttentionPass):
         session.editor.finish()
         if session.target != "portable":
             repair(session)
+
+    def ort_options(self) -> dict[str, Any]:
+        return {**super().ort_options(), "mask_format": MASK_FORMATS[self.mask], "use_multi_head_attention": True}
 
     def write(self, writer: Writer) -> Value:
         if not self.softcap:

@@ -20,7 +20,7 @@ from rewright.model.regions import GraphIndex, Region, is_constant_node, regions
 from rewright.ops.targets import typed_by, unsupported
 from rewright.passes.contract import Pass, Rejection, Site
 from rewright.passes.deferral import Deferral
-from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
+from rewright.passes.ort.exchange import OPTIMIZE, RUN_CLASSES, NotCarriedOut, call, exchanged
 from rewright.passes.ort.optimizers import all_but
 from rewright.passes.session import PassSession
 
@@ -99,14 +99,21 @@ class _Carrier:
         try:
             self._optimize(names)
         except NotCarriedOut as error:
-            if len(names) == 1:
-                self._note(f"{names[0]} changed nothing: {error}")
-                return
-            for name in names:  # which of them it was, and what the others can do
-                try:
-                    self._optimize((name,))
-                except NotCarriedOut as alone:
-                    self._note(f"{name} changed nothing: {alone}")
+            problems = {", ".join(names): str(error)} if len(names) == 1 else self._optimize_one_by_one(names)
+            if len(set(problems.values())) == 1:
+                problems = {", ".join(problems): next(iter(problems.values()))}
+            for name, problem in problems.items():
+                self._note(f"{name} changed nothing: {problem}")
+
+    def _optimize_one_by_one(self, names: tuple[str, ...]) -> dict[str, str]:
+        """What the optimizers can do alone, and the problems of those that cannot."""
+        problems = {}
+        for name in names:
+            try:
+                self._optimize((name,))
+            except NotCarriedOut as error:
+                problems[name] = str(error)
+        return problems
 
     def _optimize(self, names: tuple[str, ...]) -> None:
         changes = 0
@@ -132,7 +139,7 @@ class _Carrier:
                 "options": self.step.ort_options(),
             }
             given = _with_shapes(self.session, self.result, model)
-            found.update(call(self.session, "classes:run", given, arguments))
+            found.update(call(self.session, RUN_CLASSES, given, arguments))
             return str(found["path"]) if any(found["fired"].values()) else ""
 
         try:
@@ -228,7 +235,7 @@ def optimized(session: PassSession, names: Iterable[str], entries: Iterable[tupl
         "disabled": all_but(names),
         "entries": [list(entry) for entry in entries],
     }
-    return str(call(session, "native:optimize", model, arguments))
+    return str(call(session, OPTIMIZE, model, arguments))
 
 
 def _with_shapes(session: PassSession, model: Model, given: bytes) -> bytes:

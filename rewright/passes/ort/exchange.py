@@ -23,6 +23,9 @@ from rewright.passes.difference import fresh_nodes
 from rewright.passes.ort.shadows import rename_shadows
 from rewright.passes.session import PassSession
 
+OPTIMIZE: Final = "rewright.passes.ort.native:optimize"
+RUN_CLASSES: Final = "rewright.passes.ort.classes:run"
+
 _HIDDEN_FROM_BYTES: Final = 2**16
 
 
@@ -31,18 +34,17 @@ class NotCarriedOut(Exception):  # noqa: N818  (becomes a note)
 
 
 def call(session: PassSession, function: str, payload: bytes, arguments: Mapping[str, Any]) -> Any:
-    """What a function of a module of this package, "native:optimize", returns; in another process where there is one.
+    """What ``function``, "package.module:name", returns; in another process where there is one.
 
     Raises:
         NotCarriedOut: it raised, or the process died.
     """
-    name = f"{__package__}.{function}"
     if session.isolation is not None:
         try:
-            return session.isolation.call(name, payload, arguments)
+            return session.isolation.call(function, payload, arguments)
         except RewrightError as error:
             raise NotCarriedOut(_first_line(error.message)) from error
-    module, _, attribute = name.partition(":")
+    module, _, attribute = function.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)(payload, dict(arguments))
     except Exception as error:  # onnxruntime's error classes have no public base of their own

@@ -12,7 +12,7 @@ from rewright.model.carrier import Model
 from rewright.model.errors import PassError, UsageError
 from rewright.passes.contract import Backend, Pass
 from rewright.passes.ort.carrying import take
-from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
+from rewright.passes.ort.exchange import OPTIMIZE, NotCarriedOut, call, exchanged
 from rewright.passes.ort.optimizers import all_but
 from rewright.passes.session import PassSession
 
@@ -98,4 +98,4 @@ class OrtSession(Pass):
             "disabled": all_but(self.only) if self.only else list(_NEVER_PERSISTENT),
             "entries": [],
         }
-        return str(call(session, "native:optimize", model, arguments))
+        return str(call(session, OPTIMIZE, model, arguments))
