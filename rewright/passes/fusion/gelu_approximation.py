@@ -33,7 +33,7 @@ class GeluApproximation(PatternPass):
         optimizers=("GeluApproximation",),
         classes=("FusionGeluApproximation",),
         makes=("com.microsoft::FastGelu",),
-        anchors=("com.microsoft::Gelu", "com.microsoft::BiasGelu"),
+        anchors=("Gelu", "com.microsoft::Gelu", "com.microsoft::BiasGelu"),
         entries=(("optimization.enable_gelu_approximation", "1"),),
     )
 

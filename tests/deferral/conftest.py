@@ -1,0 +1,9 @@
+"""The tables reuse what other rooms of the tests write graphs with."""
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent
+for folder in (TESTS / "soundness", TESTS / "passes" / "fusion"):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
