@@ -85,7 +85,8 @@ def lookups(terms: Sequence[Any], positions: Positions) -> Roles:
     positions.learn(terms)
     word_term, shape = _words(terms, positions)
     word = _row(word_term, shape, positions, is_word=True)
-    others = [term for term in terms if term is not word_term]
+    place = next(place for place, term in enumerate(terms) if term is word_term)
+    others = [*terms[:place], *terms[place + 1 :]]  # the same value may be a summand twice
     vectors = [_vector(term, shape[-1]) for term in others]
     rows = [_row(term, shape, positions) for term, vector in zip(others, vectors, strict=True) if vector is None]
     return _assigned(word, rows, [vector for vector in vectors if vector is not None], int(shape[2]))  # type: ignore[arg-type]

@@ -137,6 +137,12 @@ def test_the_summands_may_stand_in_any_order(total):
     assert list(node.output) == ["y", ""]
 
 
+@pytest.mark.parametrize("total", ["a = Add(w, w)\n sum = Add(a, p)", "a = Add(w, p)\n sum = Add(w, a)"])
+def test_a_lookup_that_is_added_twice_counts_twice(total):
+    node, _ = assert_fused(model(segment="", total=total), ["Cast", "EmbedLayerNormalization"])
+    assert (given_inputs(node)["segment"], given_inputs(node)["segment_ids"]) == ("words", node.input[0])
+
+
 @pytest.mark.parametrize("opset", [17, 18, 20, 23])
 def test_every_opset_that_has_layer_normalization(opset):
     assert_fused(model(opset=opset))
