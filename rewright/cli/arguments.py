@@ -15,6 +15,7 @@ from rewright.model.errors import UsageError
 
 if TYPE_CHECKING:
     from rewright.api import Chain
+    from rewright.integrations.optimum import CompiledConfig
     from rewright.registry.catalog import Catalog
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file. It is never modified.", show_default=False)]
@@ -24,7 +25,10 @@ Level = Annotated[
 ChainText = Annotated[
     str | None, typer.Option("-p", "--passes", metavar="CHAIN", help='Chain text, such as "O1, gelu, bias-gelu{backend=ort}".')
 ]
-ChainFile = Annotated[Path | None, typer.Option("-c", "--chain", metavar="FILE", help="A chain file: YAML, TOML or chain text.")]
+ChainFile = Annotated[
+    Path | None,
+    typer.Option("-c", "--chain", metavar="FILE", help="A chain file: YAML, TOML or chain text; or Optimum's ort_config.json."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set one option of a pass of the chain; repeatable."),
@@ -71,8 +75,12 @@ def choose_chain(
     text: str | None,
     file: Path | None,
     settings: Sequence[str] | None = None,
+    *,
+    is_telling: bool = True,
 ) -> Chain:
     """The chain that the options ask for; O2 where they ask for none.
+
+    ``is_telling`` says on standard error what the options of an ``ort_config.json`` do not change.
 
     Raises:
         UsageError: two of them ask for one, or see ``Chain``.
@@ -85,9 +93,25 @@ def choose_chain(
     if text is not None:
         chain = Chain(text, catalog=catalog)
     elif file is not None:
-        chain = Chain.from_file(file, catalog=catalog)
+        compiled = options_of_optimum(catalog, file)
+        chain = compiled.chain if compiled is not None else Chain.from_file(file, catalog=catalog)
+        for message in compiled.messages if compiled is not None and is_telling else ():
+            (console.warn if message.kind == "warning" else console.note)(str(message))
     else:
         chain = Chain.at_level(level if level is not None else "O2", catalog=catalog)
     for setting in settings or ():
         chain = chain.with_setting(setting)
     return chain
+
+
+def options_of_optimum(catalog: Catalog, file: Path | None) -> CompiledConfig | None:
+    """What the options of an ``ort_config.json`` become; None for a file of another kind, which is a chain file.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no options for optimization.
+    """
+    if file is None or file.suffix.lower() != ".json":
+        return None
+    from rewright.integrations.optimum import OptimizationConfig, compile
+
+    return compile(OptimizationConfig.from_file(file), catalog=catalog)

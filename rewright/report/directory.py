@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.report.model import Report, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _WORST_FIRST: Final[tuple[Verdict, ...]] = ("failed", "unverified", "passed-with-rollbacks", "passed")
 
@@ -55,8 +58,8 @@ class DirectoryReport(BaseModel):
 
         write(self, Path(path))
 
-    def show(self) -> None:
-        """Prints the report to the terminal (standard output)."""
+    def show(self, console: Console | None = None) -> None:
+        """Prints the report to the terminal: to standard output unless a console of rich is given."""
         from rewright.report.terminal import show_directory
 
-        show_directory(self)
+        show_directory(self, console)

@@ -51,12 +51,12 @@ def page(report: Report | DirectoryReport) -> str:
 
 @cache
 def template(package: str, name: str) -> Template:
-    """A page among the ``pages`` of a package. What is put into it is escaped; a name that it is not given is an error."""
+    """A page among the ``pages`` of a package. What is put into HTML is escaped; a name that it is not given is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader(package, "pages"),
-        autoescape=True,
+        autoescape=name.endswith(PAGE_SUFFIXES),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

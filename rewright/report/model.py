@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,9 @@ from rewright.verify.probes import ProbeEvidence
 from rewright.verify.sites.evidence import SiteParityEvidence
 from rewright.verify.static.evidence import StaticEvidence
 from rewright.verify.structure import StructureEvidence
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Verdict = Literal["passed", "passed-with-rollbacks", "failed", "unverified"]
 Status = Literal["applied", "unchanged", "rolled-back", "failed", "skipped"]
@@ -179,11 +182,11 @@ class Report(_Record):
 
         write(self, Path(path))
 
-    def show(self) -> None:
-        """Prints the report to the terminal (standard output)."""
+    def show(self, console: Console | None = None) -> None:
+        """Prints the report to the terminal: to standard output unless a console of rich is given."""
         from rewright.report.terminal import show
 
-        show(self)
+        show(self, console)
 
     def counts(self) -> Mapping[str, int]:
         """Sites kept, by pass."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from rewright.api import Chain, chosen_chain
 from rewright.integrations.optimum import AutoOptimizationConfig, CompiledConfig, OptimizationConfig, compile
 from rewright.model.errors import UsageError
 from rewright.passes.contract import Backend, Target
 from rewright.registry import chain as registry_chain
+from rewright.registry.catalog import Catalog
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Plan:
 
     Attributes:
         chain, target: what is run, and where the result will run.
-        level: the level, where the chain is that of a level.
+        level: the level, where the chain is that of one.
         config: Optimum's options that stand for the chain, where there are any.
         compiled: what became of them, where the caller gave them.
     """
@@ -48,28 +50,32 @@ def make_plan(
     Raises:
         UsageError: two of them name a chain, or one names what there is not.
     """
+    if config is not None and chain is not None:
+        raise UsageError("the config and the chain each name a chain.", "Give one of them.")
+    if config is None or isinstance(config, str):
+        return _of_chain(chosen_chain(level if config is None else config, chain, backend), backend, target)
     if isinstance(config, CompiledConfig):
-        given, compiled = None, config
-    elif config is None or isinstance(config, str):
-        if config is not None and chain is not None:
-            raise UsageError(f"the config '{config}' and the chain each name a chain.", "Give one of them.")
-        return _of_level(level if config is None else config, chain, backend, target)
+        compiled = replace(config, chain=chosen_chain(level, config.chain, backend))
     else:
         given = config if isinstance(config, OptimizationConfig) else OptimizationConfig.from_optimum(config)
         compiled = compile(given, model_type=model_type, backend=backend)
-    if chain is not None:
-        raise UsageError(
-            "the config and the chain each name a chain.", "Give one of them; print(compile(config)) shows the config's."
-        )
-    return Plan(compiled.chain, target if target is not None else compiled.target, None, given, compiled)
+    return Plan(compiled.chain, target if target is not None else compiled.target, None, compiled.config, compiled)
 
 
-def _of_level(level: str, chain: str | registry_chain.Chain | None, backend: Backend, target: Target | None) -> Plan:
-    made = chosen_chain(level, chain, backend)
+def _of_chain(chain: Chain, backend: Backend, target: Target | None) -> Plan:
     target = target if target is not None else "cpu"
-    if chain is not None:
-        return Plan(made, target)
-    name = level.upper() if level.upper().startswith("O") else f"O{level}"
-    presets = {"O1": AutoOptimizationConfig.O1, "O2": AutoOptimizationConfig.O2, "O3": AutoOptimizationConfig.O3}
-    preset = presets[name](for_gpu=target == "cuda") if name in presets else None
-    return Plan(made, target, name, preset)
+    level = next((name for name in chain.catalog.levels if _level(name, chain.catalog, backend) == chain), None)
+    preset = _PRESETS[level](for_gpu=target == "cuda") if level in _PRESETS else None
+    return Plan(chain, target, level, preset)
+
+
+def _level(name: str, catalog: Catalog, backend: Backend) -> Chain:
+    made = Chain(name, catalog=catalog)
+    return made if backend == "standalone" else made.with_backend(backend)[0]
+
+
+_PRESETS: Final[Mapping[str | None, Callable[..., OptimizationConfig]]] = {
+    "O1": AutoOptimizationConfig.O1,
+    "O2": AutoOptimizationConfig.O2,
+    "O3": AutoOptimizationConfig.O3,
+}

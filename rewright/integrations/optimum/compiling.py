@@ -65,11 +65,13 @@ class CompiledConfig:
         chain: the passes; ``str(compiled.chain)`` is their text.
         target: where the result will run.
         messages: what the chain and the target do not show, for every option that is not at its default.
+        config: the options.
     """
 
     chain: Chain
     target: Target
     messages: tuple[Message, ...]
+    config: OptimizationConfig
 
     def __str__(self) -> str:
         return self.chain.text
@@ -129,9 +131,9 @@ class _Compilation:
         if level == 0:
             self.steps = self.steps[len(self._chain("O1")) :]
             self.say("optimization_level", wording.WITHOUT_CLEANUPS, is_note=True)
-        if level in (2, 99):
+        elif level == 2:
             self.say("optimization_level", wording.LEVEL_2_IS_LEVEL_1, is_note=True)
-        if level == 99:
+        elif level == 99:
             self.say("optimization_level", wording.NO_LAYOUTS)
 
     def _choose_general(self, level: int) -> None:
@@ -205,7 +207,7 @@ class _Compilation:
             own = dict.fromkeys(step.name for step in chain if step.name in without and step.backend == "standalone")
             if own:
                 self.messages.append(Message("backend", backend, wording.without_backend(", ".join(own)), "note"))
-        return CompiledConfig(chain, self.target, (*self.config.remarks, *self.messages))
+        return CompiledConfig(chain, self.target, (*self.config.remarks, *self.messages), self.config)
 
     def _chain(self, text: str) -> Chain:
         return Chain(text, catalog=self.catalog)
