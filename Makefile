@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+HF_VENV ?= .venv-hf
+# The build of torch that test-hf installs; the index decides whether it is one for the processor or for a GPU, of several GB.
+TORCH ?= torch==2.13.0
 DEMO := build/demo
 
-.PHONY: demo test lint types check wheel clean
+.PHONY: demo test test-hf lint types check wheel clean
 
 demo: $(VENV)/.demo
 	@mkdir -p $(DEMO)
@@ -13,6 +16,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto
+
+test-hf: $(HF_VENV)/.hf
+	OMP_NUM_THREADS=1 $(HF_VENV)/bin/python -m pytest tests/hf -n auto --maxprocesses 4 --disable-warnings
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,5 +45,12 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+$(HF_VENV)/.hf: pyproject.toml
+	test -x $(HF_VENV)/bin/python || $(PYTHON) -m venv $(HF_VENV)
+	$(HF_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(HF_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(HF_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[hf,testing]' pytest-xdist
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(HF_VENV) build dist
