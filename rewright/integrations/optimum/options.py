@@ -88,7 +88,7 @@ class OptimizationConfig(BaseModel):
     @classmethod
     def _in_plain_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(data, Mapping):
-            check_known(data)
+            check_known(data, cls.model_fields)
         try:
             return handler(data)
         except ValidationError as error:
@@ -96,7 +96,7 @@ class OptimizationConfig(BaseModel):
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_"):
-            check_known((name,))
+            check_known((name,), type(self).model_fields)
         try:
             super().__setattr__(name, value)
         except ValidationError as error:
@@ -138,7 +138,10 @@ class OptimizationConfig(BaseModel):
         """
         from rewright.integrations.optimum.ort_config import options_of
 
-        return cls._made(*options_of(source))
+        options, remarks = options_of(source)
+        made = cls(**options)
+        made._remarks = remarks
+        return made
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Self:
@@ -149,7 +152,11 @@ class OptimizationConfig(BaseModel):
         """
         from rewright.integrations.optimum.ort_config import read_ort_config
 
-        return cls._made(*read_ort_config(path))
+        content = read_ort_config(path)
+        try:
+            return cls.from_optimum(content)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error.message}", error.hint) from error
 
     @classmethod
     def from_pretrained(cls, directory: str | PathLike[str]) -> Self:
@@ -167,12 +174,6 @@ class OptimizationConfig(BaseModel):
             "optimization": options,
             "quantization": {},
         }
-
-    @classmethod
-    def _made(cls, options: Mapping[str, Any], remarks: tuple[Message, ...]) -> Self:
-        made = cls(**options)
-        made._remarks = remarks
-        return made
 
 
 class AutoOptimizationConfig:
@@ -231,9 +232,8 @@ class AutoOptimizationConfig:
         return OptimizationConfig(**{"optimize_for_gpu": bool(for_gpu) or name == "O4", **cls._LEVELS[name], **options})
 
 
-def check_known(names: Iterable[str]) -> None:
+def check_known(names: Iterable[str], known: Iterable[str] = OptimizationConfig.model_fields) -> None:
     """Raises UsageError, with names that are near, for the first name that is no attribute."""
-    known = OptimizationConfig.model_fields
     for name in names:
         if name not in known:
             near = did_you_mean(name, known) or f"The attributes: {', '.join(known)}."

@@ -47,8 +47,12 @@ def options_of(source: object) -> Reading:
     )
 
 
-def read_ort_config(path: str | PathLike[str]) -> Reading:
-    """See ``OptimizationConfig.from_file``, which is what to call."""
+def read_ort_config(path: str | PathLike[str]) -> Mapping[str, Any]:
+    """The content of an ``ort_config.json``, or of the one in a directory.
+
+    Raises:
+        UsageError: the file cannot be read, or is no JSON object.
+    """
     path = Path(path)
     file = path / FILE_NAME if path.is_dir() else path
     try:
@@ -59,10 +63,7 @@ def read_ort_config(path: str | PathLike[str]) -> Reading:
         raise UsageError(f"{file} is not JSON ({error}).", _FORM) from error
     if not isinstance(content, Mapping):
         raise UsageError(f"{file} holds a {type(content).__name__}.", _FORM)
-    try:
-        return _of_mapping(content)
-    except UsageError as error:
-        raise UsageError(f"{file}: {error.message}", error.hint) from error
+    return content
 
 
 def save_ort_config(
@@ -116,8 +117,7 @@ def save_ort_config(
 
 def _of_mapping(source: Mapping[str, Any]) -> Reading:
     """Of the dictionary of an ORTConfig, or of an OptimizationConfig."""
-    if "optimization" not in source and not source.keys() & {"quantization", OWN_KEY}:
-        check_known(source)
+    if source and not source.keys() & {"optimization", "quantization", OWN_KEY}:
         return source, ()
     options = source.get("optimization")
     if not options:
@@ -138,9 +138,7 @@ def _of_dataclass(source: Any) -> Reading:
         for name, field in declared.items()
         if name not in known and getattr(source, name) != field.default
     )
-    # only what is set to something else than Optimum's default counts as set, for a dataclass does not remember more
-    chosen = {name: getattr(source, name) for name, field in declared.items() if name in known}
-    return chosen, remarks
+    return {name: getattr(source, name) for name in declared if name in known}, remarks
 
 
 def _beside(source: Mapping[str, Any]) -> tuple[Message, ...]:

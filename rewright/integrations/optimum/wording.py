@@ -7,11 +7,12 @@ from typing import Final
 
 WITHOUT_CLEANUPS: Final = "the general cleanups before the fusions are left out, and without them fewer fusions may be found."
 LEVEL_2_IS_LEVEL_1: Final = (
-    "the fusions that ONNX Runtime has from level 2 on are passes of this chain already, so that level 1 gives the same chain."
+    "levels 1 and 2 give the same chain, which has the fusions for transformers. What else ONNX Runtime fuses from level 2 on,"
+    " a Conv with its activation, it fuses itself when it loads the model."
 )
 NO_LAYOUTS: Final = (
-    "the layouts of level 99 suit one machine, and ONNX Runtime chooses them whenever it loads a model. To have them in the file,"
-    " run ort-session{level=all} as the last pass."
+    "the chain is that of levels 1 and 2. The layouts of level 99 suit one machine, and ONNX Runtime chooses them when it loads"
+    " the model; to have them in the file, run ort-session{level=all} as the last pass."
 )
 LAYOUTS: Final = "the layouts that ONNX Runtime chooses suit this machine's processor; use the result on machines like it."
 NOT_FOR_TRANSFORMERS: Final = "it changes nothing while enable_transformers_specific_optimizations is False, as in Optimum."
