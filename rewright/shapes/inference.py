@@ -182,6 +182,8 @@ class Inference:
             return old
         if size is None:
             return self._fresh() if old is None else old
+        if self.names.known:
+            size = self.names.resolved(size)  # a node that is visited again makes names that have given way anew
         if isinstance(size, int):
             return size if size >= 0 else old if old is not None else self._fresh()
         return self.dim(size)  # also where it has no name: it is the same size elsewhere, and a declared name is only a name
@@ -212,6 +214,8 @@ class Inference:
         except (IndexError, TypeError, ValueError):
             return False
         before = tensor.__dict__.get("items")
+        if found is not None and self.names.known:
+            found = self.resolved_items(found)
         if found is None or found == before:
             return False
         tensor.__dict__["items"] = found

@@ -82,6 +82,20 @@ def test_names_that_turn_out_to_be_others_are_replaced_everywhere():
     assert found["r"][1] == "t"
 
 
+def test_a_node_that_is_visited_again_does_not_bring_back_a_name_that_gave_way():
+    """The product needs what broadcasting makes of the mask's length to be that of the values."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]> g (float[b, s, t] x, float[b, m] mask, float[b, t, 4] v) => (float[?, ?, ?] y)
+        <int64[1] one = {1}> { u = Unsqueeze(mask, one)  a = Add(x, u)  y = MatMul(a, v) }"""
+    session = PassSession(DeadCode(), load(parser.parse_model(text)))
+    session.ensure_facts()
+    added = session.view.graph.nodes[1]
+    assert shape_of(added.outputs[0]) == ("b", "s", "t")
+    added.__dict__["inferred"] = None
+    session.ensure_facts()
+    assert shape_of(added.outputs[0]) == ("b", "s", "t")
+
+
 @pytest.mark.parametrize("dims", [["b", None, 4], ["b", "2*s", 4], [None, None, None]])
 def test_derived_names_change_no_declaration(dims):
     nodes = [helper.make_node("Relu", ["x"], ["z"]), helper.make_node("Concat", ["z", "x"], ["y"], axis=1)]
