@@ -18,16 +18,36 @@ from rewright.registry.catalog import default_catalog
 DOCUMENT = Path(__file__).parents[2] / "docs" / "optimum.md"
 SETTINGS = [(name, value) for name, field in OptimizationConfig.model_fields.items() for value in other_values(field)]
 IDS = [f"{name}={value}" for name, value in SETTINGS]
-NAMED_IN_OPTIMUM = set(
-    """
-    optimization_level optimize_for_gpu fp16 enable_transformers_specific_optimizations disable_gelu_fusion
-    disable_layer_norm_fusion disable_attention_fusion disable_skip_layer_norm_fusion disable_bias_skip_layer_norm_fusion
-    disable_bias_gelu_fusion disable_embed_layer_norm_fusion disable_embed_layer_norm enable_gelu_approximation use_mask_index
-    no_attention_mask disable_shape_inference use_multi_head_attention enable_gemm_fast_gelu_fusion use_raw_attention_mask
-    disable_group_norm_fusion disable_packed_kv disable_packed_qkv disable_nhwc_conv disable_rotary_embeddings
-    disable_skip_group_norm_fusion disable_bias_splitgelu_fusion disable_bias_add_fusion use_group_norm_channels_first
-    """.split()
-)
+NAMED_IN_OPTIMUM = {
+    "optimization_level",
+    "optimize_for_gpu",
+    "fp16",
+    "enable_transformers_specific_optimizations",
+    "disable_gelu_fusion",
+    "disable_layer_norm_fusion",
+    "disable_attention_fusion",
+    "disable_skip_layer_norm_fusion",
+    "disable_bias_skip_layer_norm_fusion",
+    "disable_bias_gelu_fusion",
+    "disable_embed_layer_norm_fusion",
+    "disable_embed_layer_norm",
+    "enable_gelu_approximation",
+    "use_mask_index",
+    "no_attention_mask",
+    "disable_shape_inference",
+    "use_multi_head_attention",
+    "enable_gemm_fast_gelu_fusion",
+    "use_raw_attention_mask",
+    "disable_group_norm_fusion",
+    "disable_packed_kv",
+    "disable_packed_qkv",
+    "disable_nhwc_conv",
+    "disable_rotary_embeddings",
+    "disable_skip_group_norm_fusion",
+    "disable_bias_splitgelu_fusion",
+    "disable_bias_add_fusion",
+    "use_group_norm_channels_first",
+}
 TWO_NAMES = {"disable_embed_layer_norm", "disable_embed_layer_norm_fusion"}
 
 
