@@ -88,7 +88,7 @@ class Chain(Sequence[Pass]):
         return self._derived(passes), tuple(without)
 
     def expanded(self) -> Self:
-        """The chain with the two passes that each pass with the backend "auto" stands for: its own rewrite, then ONNX Runtime's."""
+        """The chain with the two passes that one with the backend "auto" stands for: its own rewrite, then ONNX Runtime's."""
         return self._derived(part for step in self.passes for part in step.parts())
 
     def to_data(self) -> chain_files.ChainData:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from rewright.model.regions import GraphIndex, Region, is_constant_node, regions
 from rewright.ops.targets import typed_by, unsupported
 from rewright.passes.contract import Pass, Rejection, Site
 from rewright.passes.deferral import Deferral
+from rewright.passes.ort.cutting import parts_of
 from rewright.passes.ort.exchange import OPTIMIZE, RUN_CLASSES, NotCarriedOut, call, exchanged
 from rewright.passes.ort.optimizers import all_but
 from rewright.passes.session import PassSession
@@ -56,7 +57,7 @@ def carry_out(step: Pass, session: PassSession) -> None:
 
 
 def take(session: PassSession, result: Model) -> None:
-    """Makes ``result`` the model after the pass, with a site for each region of the change; new nodes tell what they replace."""
+    """Makes ``result`` the model after the pass, with a site for each part of the change; new nodes tell what they replace."""
     source = session.model
     found = regions(GraphIndex(source), GraphIndex(result))
     if not found:
@@ -64,25 +65,27 @@ def take(session: PassSession, result: Model) -> None:
     proto = ModelProto()
     proto.CopyFrom(result.proto)
     at = {id(node): place for place, node in enumerate(result.proto.graph.node)}
-    for region in found:
-        removed = tuple(map(_label, region.removed))
-        for node in region.added:
+    for removed, added in (part for region in found for part in parts_of(region)):
+        site = _site(session, proto.graph.name, removed, added)
+        session.sites.append(site)
+        for node in added:
             fresh = proto.graph.node[at[id(node)]]
             if not any(entry.key == "rewright.pass" for entry in fresh.metadata_props):
                 fresh.metadata_props.add(key="rewright.pass", value=session.current.name)
-                fresh.metadata_props.add(key="rewright.replaces", value=", ".join(removed))
-        session.sites.append(
-            Site(
-                id=f"{session.current.name}#{len(session.sites)}",
-                graph=proto.graph.name,
-                removed=removed,
-                added=tuple(map(_label, region.added)),
-                ops_removed=tuple(_ops(region.removed)),
-                ops_added=tuple(_ops(region.added)),
-                values=tuple(name for node in (*region.removed, *region.added) for name in node.output if name),
-            )
-        )
+                fresh.metadata_props.add(key="rewright.replaces", value=", ".join(site.removed))
     session.result, session.opened = source.with_proto(proto), None
+
+
+def _site(session: PassSession, graph: str, removed: Sequence[NodeProto], added: Sequence[NodeProto]) -> Site:
+    return Site(
+        id=f"{session.current.name}#{len(session.sites)}",
+        graph=graph,
+        removed=tuple(map(_label, removed)),
+        added=tuple(map(_label, added)),
+        ops_removed=tuple(_ops(removed)),
+        ops_added=tuple(_ops(added)),
+        values=tuple(name for node in (*removed, *added) for name in node.output if name),
+    )
 
 
 @dataclass

@@ -219,3 +219,12 @@ def test_hidden_weights_come_back_where_no_process_is_there() -> None:
         tensor.name for tensor in session.model.proto.graph.initializer
     }
     assert exchange.OPTIMIZE.startswith("rewright.passes.ort.native")
+
+
+def test_what_several_places_share_does_not_make_one_site_of_them() -> None:
+    """FusionAttention reads one converted mask in every layer."""
+    chain, _ = Chain("O2").with_backend("ort")
+    record = next(record for record in chain.run(BERT).report.passes if record.name == "attention")
+    assert [site.ops_added.count("com.microsoft::Attention") for site in record.sites] == [1, 1]
+    assert record.site_parity is not None
+    assert [len(region.sites) for region in record.site_parity.regions] == [1, 1]
