@@ -6,12 +6,17 @@ Neither torch nor sympy is needed: shapes come from the model's ``value_info``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from onnx import ModelProto
+
+from rewright.model.carrier import node_lists
 from rewright.passes.ort.anchor_guard import Guarded, described, guarded, quiet
 from rewright.passes.ort.fusion_classes import ClassOptions, FusionClass, fusion_class
 from rewright.passes.ort.fusion_finish import finished
 from rewright.passes.ort.fusion_model import model_class, transformers_module
+from rewright.passes.ort.head_sizes import head_sizes
 from rewright.passes.ort.proto_weights import MOST_BYTES, ProtoWeights
 
 
@@ -21,8 +26,8 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         model: a serialized skeleton. Its ``value_info`` is what the classes know of shapes; dimensions of equal names are equal.
         arguments: "root", the folder that the skeleton's external data is relative to; "folder", an existing one to write to;
-            "classes", keys of ``fusion_classes.FUSION_CLASSES``; "options", fields of ``ClassOptions``; "most_bytes", how much
-            of the weights may be in memory.
+            "classes", keys of ``fusion_classes.FUSION_CLASSES``; "options", fields of ``ClassOptions``, whose sizes are found
+            from the shapes around softmaxes where they are 0; "most_bytes", how much of the weights may be in memory.
 
     Returns:
         "path": the file written, whose weights lie in one file beside it; empty where no class changed anything.
@@ -35,7 +40,7 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a class or an option is unknown, or the installed onnxruntime lacks a class.
     """
     chosen = {name: fusion_class(name) for name in arguments["classes"]}
-    options = ClassOptions(**arguments.get("options", {}))
+    options = _with_sizes(ClassOptions(**arguments.get("options", {})), model)
     weights = ProtoWeights(arguments["root"], arguments["folder"], arguments.get("most_bytes") or MOST_BYTES)
     reply: dict[str, Any] = {"path": "", "fired": {}, "errors": {}, "left_out": {}, "notes": []}
     skeleton = model
@@ -46,6 +51,13 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if skeleton != model:
         reply["path"] = str(weights.write(skeleton))
     return reply
+
+
+def _with_sizes(options: ClassOptions, model: bytes) -> ClassOptions:
+    if options.num_heads:
+        return options
+    num_heads, hidden_size = head_sizes(ModelProto.FromString(model))
+    return replace(options, num_heads=num_heads, hidden_size=hidden_size)
 
 
 def _after(
@@ -68,13 +80,18 @@ def _after(
         reply["errors"][name] = described(error)
         return skeleton
     _note(name, seen, reply)
-    return changed if reply["fired"].get(name) else skeleton
+    fired = sum(seen.fired.values()) or abs(_count(changed) - _count(skeleton))  # steps have no anchors to count
+    if not fired:
+        return skeleton
+    reply["fired"][name] = fired
+    return changed
+
+
+def _count(skeleton: bytes) -> int:
+    return sum(len(nodes) for _, nodes in node_lists(ModelProto.FromString(skeleton)))
 
 
 def _note(name: str, seen: Guarded, reply: dict[str, Any]) -> None:
-    fired = sum(seen.fired.values())
-    if fired:
-        reply["fired"][name] = fired
     left_out = {anchor: reason for anchors in seen.left_out.values() for anchor, reason in anchors.items()}
     if left_out:
         reply["left_out"][name] = left_out

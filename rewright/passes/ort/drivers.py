@@ -23,6 +23,7 @@ from rewright.passes.ort.anchor_guard import guarded, quiet
 from rewright.passes.ort.fusion_classes import MASK_FORMATS, ClassOptions
 from rewright.passes.ort.fusion_finish import finished
 from rewright.passes.ort.fusion_model import model_class, transformers_module
+from rewright.passes.ort.head_sizes import head_sizes
 from rewright.passes.ort.proto_weights import MOST_BYTES, ProtoWeights
 
 LEVELS: Final[Mapping[int, str]] = MappingProxyType(
@@ -61,7 +62,7 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         model: a serialized skeleton. Its ``value_info`` is what the driver knows of shapes; dimensions of equal names are equal.
         arguments: "root", the folder that the skeleton's external data is relative to; "folder", an existing one to write to;
-            "model_type"; "num_heads" and "hidden_size", where 0 takes what the graph says; "opt_level", one of ``LEVELS``,
+            "model_type"; "num_heads" and "hidden_size", where 0 takes what the shapes say; "opt_level", one of ``LEVELS``,
             or None for what the model type wants; "mask_format", or none for what the model type has; "options", which
             switches are on or off; "most_bytes", how much of the weights may be in memory.
 
@@ -83,6 +84,8 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if level not in LEVELS:
         raise ValueError(f"the level {level} is none of {', '.join(map(str, LEVELS))}")
     sizes = ClassOptions(arguments.get("num_heads", 0), arguments.get("hidden_size", 0))
+    if not sizes.num_heads:
+        sizes = ClassOptions(*head_sizes(ModelProto.FromString(model)))
     options = _options(name, arguments)
     weights = ProtoWeights(arguments["root"], arguments["folder"], arguments.get("most_bytes") or MOST_BYTES)
     reply: dict[str, Any] = {"path": "", "fired": {}, "errors": {}, "left_out": {}, "notes": [], "opt_level": level}

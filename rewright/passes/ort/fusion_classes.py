@@ -1,5 +1,7 @@
 """The fusion classes of ``onnxruntime.transformers``: what each one emits, where it looks, and how it is made.
 
+The steps "FusionUtils:..." are no classes of their own: they take away what stands between the classes and their patterns.
+
 Facts about ONNX Runtime 1.31 and 1.32, checked against the installed version by a test. Importing this module imports neither
 onnxruntime nor anything of its transformers package.
 """
@@ -44,7 +46,7 @@ class ClassOptions:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
 
 
-Making = Literal["alone", "heads", "sizes", "masked", "flagged"]
+Making = Literal["alone", "heads", "sizes", "masked", "flagged", "step"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class FusionClass:
         emits: the ops that it puts in; empty where it only takes away or rewires.
         anchors: the op types at which it looks for its pattern.
         made: what it is made with: the model "alone"; with the number of "heads"; with the "sizes" num_heads and hidden_size;
-            with these and a mask ("masked"); so, and with the flag for MultiHeadAttention set afterwards ("flagged").
+            with these and a mask ("masked"); so, and with the flag for MultiHeadAttention set afterwards ("flagged"); or a
+            "step", whose keyword "method" is called.
         keywords: further arguments, as (name, value).
     """
 
@@ -104,6 +107,15 @@ def _flagged(found: Any, model: Any, options: ClassOptions, keywords: dict[str, 
     return made
 
 
+def _step(found: Any, model: Any, options: ClassOptions, keywords: dict[str, Any]) -> Any:
+    return _Step(getattr(found(model), keywords["method"]))
+
+
+@dataclass(frozen=True)
+class _Step:
+    apply: Callable[[], None]
+
+
 def _mask(model: Any, options: ClassOptions) -> Any:
     mask = transformers_module("fusion_attention").AttentionMask(model)
     formats = transformers_module("fusion_options").AttentionMaskFormat
@@ -117,11 +129,17 @@ _MAKERS: Final[Mapping[Making, Callable[..., Any]]] = {
     "sizes": _sizes,
     "masked": _masked,
     "flagged": _flagged,
+    "step": _step,
 }
 
 _MS: Final = "com.microsoft::"
 _NORMS: Final = ("SkipLayerNormalization", "LayerNormalization")
 _ATTENTION: Final = (f"{_MS}Attention", f"{_MS}MultiHeadAttention")
+
+
+def _utility(method: str, anchor: str) -> FusionClass:
+    return FusionClass("fusion_utils", (), (anchor,), "step", (("method", method),))
+
 
 FUSION_CLASSES: Final[Mapping[str, FusionClass]] = MappingProxyType(
     {
@@ -213,6 +231,9 @@ FUSION_CLASSES: Final[Mapping[str, FusionClass]] = MappingProxyType(
         "FusionTranspose": FusionClass("fusion_transpose", (), ("Transpose",)),
         "FusionInsertTranspose": FusionClass("fusion_transpose", ("Transpose",), ("GroupNorm",)),
         "FusionNhwcConv": FusionClass("fusion_nhwc_conv", (f"{_MS}NhwcConv", "Transpose"), ("Conv",)),
+        "FusionUtils:identities": _utility("remove_identity_nodes", "Identity"),
+        "FusionUtils:casts": _utility("remove_useless_cast_nodes", "Cast"),
+        "FusionUtils:reshapes": _utility("remove_useless_reshape_nodes", "Reshape"),
         # Quantized models in the column order of NVIDIA's int8 kernels.
         "FusionQOrderedGelu": FusionClass("fusion_qordered_gelu", (f"{_MS}QOrderedGelu",), ("Gelu", "FastGelu")),
         "FusionQOrderedLayerNormalization": FusionClass(
