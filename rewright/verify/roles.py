@@ -120,6 +120,7 @@ class _Findings:
     masks: list[str] = field(default_factory=list)
     added: bool = False
     convolved: bool = False
+    weighted: bool = False
     shape_operands: list[str] = field(default_factory=list)
     evidence: str = ""
 
@@ -163,7 +164,8 @@ def _kind(name: str, dtype: np.dtype, dims: tuple[Dim, ...], findings: _Findings
         if "mask" in lowered and len(dims) >= 2:
             return "mask", "its name"
         return ("position" if "position" in lowered else "integer"), "its name" if "position" in lowered else ""
-    if "mask" in lowered and len(dims) >= 2:
+    is_data = (findings.weighted or findings.convolved) and not findings.masks  # features of what is masked, a masked image
+    if "mask" in lowered and len(dims) >= 2 and not is_data:
         is_additive = findings.added and not findings.masks
         return ("additive-mask" if is_additive else "mask"), "its name"
     if any(part in lowered for part in ("past", "cache")):
@@ -226,6 +228,10 @@ def _note(findings: _Findings, use: Use, offset: int, uses: Uses) -> None:
         findings.shape_operands.append(node.op_type)
     elif node.op_type == "Add":
         findings.added = True
+    elif node.op_type in ("MatMul", "Gemm") and len(node.input) > 1:
+        findings.weighted = findings.weighted or uses.is_constant((use.scope, node.input[1 - use.index % 2]))
+    elif node.op_type in ("LayerNormalization", "RMSNormalization"):
+        findings.weighted = findings.weighted or use.index == 0
     elif node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
         findings.convolved = findings.convolved or use.index == 0
 

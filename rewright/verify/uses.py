@@ -77,6 +77,10 @@ class Uses:
             return self.model.tensor(tensor)
         return numpy_helper.to_array(tensor)
 
+    def is_constant(self, value: Value) -> bool:
+        """Whether it is a constant of any size."""
+        return value in self._tensors
+
     def _index_graph(self, main: GraphProto) -> None:
         pending = [main]
         while pending:

@@ -154,6 +154,24 @@ def test_a_mask_that_is_only_added_holds_large_negative_numbers(role):
 
 
 @pytest.mark.parametrize(
+    ("dims", "nodes", "kind"),
+    [
+        ("B, S, 2", "t = MatMul(masked_x, w) y = Add(t, masked_x)", "float"),
+        ("B, S, 2", "t = LayerNormalization(masked_x, v) y = Add(t, masked_x)", "float"),
+        ("B, 2, S, S", "y = Conv(masked_x, k)", "image"),
+        ("B, S, 2", "t = MatMul(masked_x, w) s = Sub(one, masked_x) y = Add(t, s)", "mask"),
+        ("B, S, 2", "t = MatMul(x, masked_x) y = Add(t, t)", "mask"),
+    ],
+)
+def test_what_goes_through_weights_is_no_mask_whatever_its_name(role, dims, nodes, kind):
+    text = f"""g (float[{dims}] masked_x, float[B, S, S] x) => (float[{dims}] y)
+        <float one = {{1}}, float[2] v = {{1, 2}}, float[2, 2] w = {{1, 2, 3, 4}}, float[2, 2, 1, 1] k = {{1, 2, 3, 4}}> {{
+            {nodes}
+        }}"""
+    assert role(text).kind == kind
+
+
+@pytest.mark.parametrize(
     ("declared", "kind"),
     [
         ("bool[B, S] a", "mask"),
