@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,13 +55,15 @@ def staged(save_dir: Path) -> Iterator[Path]:
     parent = save_dir.parent
     while not parent.exists():  # `deliver` makes what is missing
         parent = parent.parent
-    stage = parent / f".{save_dir.name}.{os.getpid()}.partial"
+    with _writing(save_dir):
+        temporary = tempfile.mkdtemp(prefix=f".{save_dir.name}.", suffix=".partial", dir=parent)
     try:
+        stage = Path(temporary, "stage")
         with _writing(save_dir):
-            stage.mkdir()
+            stage.mkdir()  # with the usual permissions, which the temporary folder around it has not
         yield stage
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def carry_over(source: ModelDirectory, stage: Path) -> list[str]:

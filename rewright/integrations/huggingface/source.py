@@ -159,13 +159,13 @@ def _chosen(path: Path, found: Sequence[PurePosixPath], file_names: Iterable[str
 def _directory(path: Path, found: _Files, chosen: Sequence[PurePosixPath]) -> ModelDirectory:
     models = {str(name): load(path / name) for name in chosen}
     ignored = [name for name in found.models if str(name) not in models]
-    data = {file for model in models.values() for file in _data_files(model)}
+    data = {os.path.realpath(file) for model in models.values() for file in _data_files(model)}
     unread = {name for name in found.others if _belongs_to(path / name, [path / each for each in ignored])}
     modules = _sentence_modules(path)
     carried: list[PurePosixPath] = []
     weights: list[PurePosixPath] = []
     for name in found.others:
-        if path / name in data or name in unread or str(name) == REPLACED:
+        if os.path.realpath(path / name) in data or name in unread or str(name) == REPLACED:
             continue
         is_weight = any(fnmatch(name.name, pattern) for pattern in _WEIGHTS) and str(name.parent) not in modules
         (weights if is_weight else carried).append(name)
