@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin
 
@@ -146,6 +147,8 @@ def _described(pass_class: type[Pass], catalog: Catalog) -> dict[str, object]:
         "before": list(pass_class.before),
         "requires": list(pass_class.requires),
         "backends": list(pass_class.backends),
+        "ort": asdict(pass_class.ort) if pass_class.ort is not None else None,
+        "kernels": _kernels(pass_class),
         "options": {
             option: {"type": _type_text(field), "default": _default_text(field), "description": field.description or ""}
             for option, field in pass_class.option_fields().items()
@@ -168,13 +171,55 @@ def _show_page(pass_class: type[Pass], catalog: Catalog, screen: Console) -> Non
         ("before", pass_class.before),
         ("requires", pass_class.requires),
         ("backends", pass_class.backends),
+        *_onnx_runtime(pass_class),
         ("owner", [catalog.owner(pass_class.name).label]),
     )
     screen.print(facts)
+    _show_kernels(pass_class, screen)
     screen.print(Text("\noptions", "bold"))
     table = _table("option", "type", "default", "")
     for option, field in pass_class.option_fields().items():
         table.add_row(Text(option), Text(_type_text(field)), Text(_default_text(field)), Text(field.description or "", "dim"))
+    screen.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _onnx_runtime(pass_class: type[Pass]) -> Iterator[tuple[str, Iterable[str]]]:
+    """What carries the pass out for the backend ort, or why nothing does."""
+    ort = pass_class.ort
+    if ort is None:
+        return
+    if ort.declines:
+        yield "not by ort", [ort.declines]
+        return
+    yield "by ort", (*ort.optimizers, *(f"{name} (onnxruntime.transformers)" for name in ort.classes))
+    yield "ort puts in", [op.replace("::", ".") for op in ort.makes]
+
+
+def _kernels(pass_class: type[Pass]) -> dict[str, dict[str, list[str]]]:
+    """The types that each op which the pass may put in has kernels for, by target; of ops with a contract."""
+    from rewright.ops.contract import CONTRACTS
+
+    made = (*pass_class.emits, *(pass_class.ort.makes if pass_class.ort is not None else ()))
+    names = dict.fromkeys(op.replace("::", ".").removeprefix("ai.onnx.") for op in made)
+    contracts = {name: CONTRACTS.get("::".join(name.rpartition(".")[::2])) for name in names}
+    return {
+        name: {target: list(dtypes) for target, dtypes in contract.kernels.items()}
+        for name, contract in contracts.items()
+        if contract is not None
+    }
+
+
+def _show_kernels(pass_class: type[Pass], screen: Console) -> None:
+    from rewright.passes.contract import Target
+
+    found = _kernels(pass_class)
+    if not found:
+        return
+    screen.print(Text("\nkernels", "bold"))
+    table = _table("op", *get_args(Target))
+    table.columns[0].no_wrap = True
+    for op, kernels in found.items():
+        table.add_row(Text(op), *(Text(", ".join(kernels.get(target, ())) or "none") for target in get_args(Target)))
     screen.print(Padding(table, (0, 0, 0, 2)))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 
 import yaml
 
 from rewright import Chain
+from rewright.registry.catalog import Catalog
 
 
 def test_passes_are_listed_with_what_they_do(command_line):
@@ -42,6 +44,34 @@ def test_options_have_types_and_defaults(command_line):
     assert page["exactness"] == "exact"
     everything = json.loads(command_line("passes", "--json").out)
     assert page in everything
+
+
+def test_a_page_says_who_carries_the_pass_out_and_what_has_kernels(command_line, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    page = command_line("passes", "bias-gelu").out
+    ort = Catalog.load(autoload=False).get("bias-gelu").ort
+    said = " ".join(page.split())
+    assert all(name in said for name in (*ort.optimizers, *ort.classes))
+    assert "ort puts in com.microsoft.BiasGelu, com.microsoft.FastGelu" in said
+    (line,) = (line for line in page.splitlines() if line.startswith("  com.microsoft.BiasGelu"))
+    assert re.split(r"\s{2,}", line.strip())[1:] == [
+        "float32",
+        "float32, float16, bfloat16, float64",
+        "float32, float16",
+        "none",
+    ]
+    assert "not by ort" in command_line("passes", "gemm-fast-gelu").out
+    assert "kernels" not in command_line("passes", "dead-code").out
+
+
+def test_json_has_what_carries_the_pass_out_and_the_kernels(command_line):
+    described = {item["name"]: item for item in json.loads(command_line("passes", "--json").out)}
+    assert "GeluFusionL2" in described["gelu"]["ort"]["optimizers"]
+    assert described["gemm-fast-gelu"]["ort"]["declines"]
+    assert described["gemm-fast-gelu"]["backends"] == ["standalone"]
+    assert described["ort-session"]["ort"] is None
+    assert described["rms-norm"]["kernels"]["SimplifiedLayerNormalization"]["dml"] == ["float32", "float16"]
+    assert described["dead-code"]["kernels"] == {}
 
 
 def test_an_unknown_pass_names_the_near_ones(command_line):
