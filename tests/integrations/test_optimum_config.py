@@ -8,6 +8,8 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rewright import Chain, UsageError
 from rewright.integrations.optimum import AutoOptimizationConfig, OptimizationConfig, compile, table, wording
@@ -216,10 +218,12 @@ def test_a_level_with_and_without_the_fusions_for_transformers(level: int, with_
     assert compile(config).chain == Chain(without)
 
 
-def test_level_zero_leaves_out_what_comes_before_the_fusions():
-    cleanups, made = names(Chain("O1")), names(compile(OptimizationConfig(optimization_level=0)).chain)
-    assert [*cleanups, *made] == names(Chain("O2"))
-    assert made[0] == "layer-norm"
+def test_level_zero_is_the_fusions_alone():
+    cleanups = set(names(Chain("O1")))
+    fusions = [name for name in names(Chain("O2")) if name not in cleanups]
+    assert names(compile(OptimizationConfig(optimization_level=0)).chain) == [*fusions, "dead-code"]
+    approximated = compile(OptimizationConfig(optimization_level=0, enable_gelu_approximation=True))
+    assert names(approximated.chain) == [*fusions, "gelu-approximation", "dead-code"]
     nothing = OptimizationConfig(optimization_level=0, enable_transformers_specific_optimizations=False)
     assert len(compile(nothing).chain) == 0
 
@@ -297,6 +301,27 @@ def test_two_names_of_one_option_may_agree():
     assert agreeing.fuses_embed_layer_norm
     with pytest.raises(UsageError, match="disable_embed_layer_norm is False, and disable_embed_layer_norm_fusion is True"):
         compile(OptimizationConfig(disable_embed_layer_norm=False, disable_embed_layer_norm_fusion=True))
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.sampled_from([field.default, *other_values(field)])
+            for name, field in OptimizationConfig.model_fields.items()
+            if name != "disable_embed_layer_norm"
+        },
+    ),
+    st.sampled_from(["standalone", "ort", "auto"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_combination_compiles_to_a_chain_that_its_text_gives_back(options: dict[str, Any], backend: Any) -> None:
+    config = OptimizationConfig(**options)
+    compiled = compile(config, backend=backend)
+    assert Chain(compiled.chain.text) == compiled.chain
+    assert (compiled.chain.warnings, compiled.chain.inserted) == ((), ())
+    assert OptimizationConfig.from_optimum(config.to_ort_config()).chosen() == config.chosen()
+    assert all(message.option in (*OptimizationConfig.model_fields, "backend") for message in compiled.messages)
 
 
 def test_the_document_holds_the_table_of_today():

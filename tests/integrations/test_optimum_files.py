@@ -38,7 +38,7 @@ def test_the_file_has_optimums_keys_and_what_was_done(tmp_path: Path) -> None:
     assert content["rewright"]["chain"] == compiled.chain.text
     assert content["rewright"]["target"] == "cpu"
     assert content["rewright"]["verdict"] == "passed"
-    assert {"rewright", "onnx", "onnxruntime"} <= content["rewright"]["versions"].keys()
+    assert {"python", "onnx", "onnxruntime"} <= content["rewright"]["versions"].keys()
     assert [message["option"] for message in content["rewright"]["messages"]] == ["optimization_level", "fp16"]
     assert list(tmp_path.iterdir()) == [tmp_path / "ort_config.json"]
 

@@ -129,7 +129,8 @@ class _Compilation:
             return
         self.steps = list(self._chain("O3" if self.config.enable_gelu_approximation else "O2"))
         if level == 0:
-            self.steps = self.steps[len(self._chain("O1")) :]
+            cleanups = {step.name for step in self._chain("O1")}
+            self.steps = [*(step for step in self.steps if step.name not in cleanups), self.catalog.get("dead-code")()]
             self.say("optimization_level", wording.WITHOUT_CLEANUPS, is_note=True)
         elif level == 2:
             self.say("optimization_level", wording.LEVEL_2_IS_LEVEL_1, is_note=True)

@@ -45,12 +45,10 @@ def markdown() -> str:
 def effect(name: str, value: object) -> str:
     """What setting one attribute changes in the chain and the target, and what is said of it."""
     plain, made = compile(OptimizationConfig()), compile(OptimizationConfig.model_validate({name: value}))
-    changes = [*_changes(plain, made)]
-    sentences = ["; ".join(changes) + "."] if changes else []
-    sentences += [
-        message.text[:1].upper() + message.text[1:] for message in made.messages if message.text not in _OF_THIS_MACHINE
-    ]
-    return " ".join(sentences)
+    changes = "; ".join(_changes(plain, made))
+    sentences = [f"{changes}."] if changes else []
+    sentences += [message.text for message in made.messages if message.text not in _OF_THIS_MACHINE]
+    return " ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences)
 
 
 def renewed(page: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-WITHOUT_CLEANUPS: Final = "the general cleanups before the fusions are left out, and without them fewer fusions may be found."
+WITHOUT_CLEANUPS: Final = (
+    "the general cleanups are left out, all but the last dead-code; without them fewer fusions may be found."
+)
 LEVEL_2_IS_LEVEL_1: Final = (
     "levels 1 and 2 give the same chain, which has the fusions for transformers. What else ONNX Runtime fuses from level 2 on,"
     " a Conv with its activation, it fuses itself when it loads the model."
