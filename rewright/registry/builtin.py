@@ -36,6 +36,7 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.fusion.group_query_attention", "GroupQueryAttention"),
     ("rewright.passes.fusion.multi_head_attention", "MultiHeadAttention"),
     ("rewright.passes.ort.session", "OrtSession"),
+    ("rewright.passes.ort.transformers", "OrtTransformers"),
 )
 """(module, pass class). Named by text, so that a hook call and not an import of this module pays for loading them."""
 
