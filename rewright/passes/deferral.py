@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Deferral:
         adds: other ops that a cleanup may put in all the same.
         anchors: ops of which a change has to take away one, or to change it where that is among ``makes``. Where the model has
             none of them, ONNX Runtime is not asked; those that stay are reported.
-        reads_weights: whether the contents, or the constancy, of large weights matter to it; where not, they are not handed over.
+        weights: which large weights it looks at: none ("ignored"), those that an op with nothing but constant operands reads
+            ("folded"), or all ("read"). The others are not handed over.
         entries: session configuration entries that the optimizers need, as (key, value).
         declines: why ONNX Runtime cannot, or must not, carry the pass out; the pass then has no backend but its own.
     """
@@ -29,6 +31,6 @@ class Deferral:
     makes: tuple[str, ...] = ()
     adds: tuple[str, ...] = ()
     anchors: tuple[str, ...] = ()
-    reads_weights: bool = False
+    weights: Literal["ignored", "folded", "read"] = "ignored"
     entries: tuple[tuple[str, str], ...] = ()
     declines: str = ""

@@ -63,7 +63,7 @@ class ConstantFolding(GraphPass):
 
     name = "constant-folding"
     keeps_facts = True
-    ort = Deferral(optimizers=("ConstantFolding",), reads_weights=True)
+    ort = Deferral(optimizers=("ConstantFolding",), weights="folded")
 
     max_bytes: int = Field(default=1 << 20, ge=0, description="Largest result, in bytes, that may make the model grow.")
 

@@ -41,7 +41,7 @@ class InlineConditionals(GraphPass):
     """
 
     name = "inline-conditionals"
-    ort = Deferral(optimizers=("ConstantFolding",), anchors=("If",), reads_weights=True)
+    ort = Deferral(optimizers=("ConstantFolding",), anchors=("If",), weights="folded")
 
     def run(self, session: PassSession) -> None:
         # Outer ones first: the inner ones of a branch that stays have moved when their turn comes, the others are gone.

@@ -40,7 +40,7 @@ class Attention(AttentionPass):
         classes=("FusionAttention", "FusionBartAttention", "FusionGptAttentionNoPast", "FusionAttentionClip"),
         makes=("com.microsoft::Attention",),
         anchors=("Softmax",),
-        reads_weights=True,
+        weights="read",
     )
 
     mask: Mask = Field(

@@ -60,7 +60,7 @@ class EmbedLayerNorm(GraphPass):
         classes=("FusionEmbedLayerNormalization",),
         makes=("com.microsoft::EmbedLayerNormalization",),
         anchors=("LayerNormalization", "com.microsoft::SkipLayerNormalization"),
-        reads_weights=True,
+        weights="read",
     )
 
     def run(self, session: PassSession) -> None:

@@ -41,7 +41,7 @@ class MultiHeadAttention(AttentionPass):
         classes=("FusionAttention", "FusionBartAttention", "FusionRotaryAttention", "FusionMultiHeadAttentionMMDit"),
         makes=("com.microsoft::MultiHeadAttention",),
         anchors=("Softmax",),
-        reads_weights=True,
+        weights="read",
     )
 
     mask: Mask = Field(

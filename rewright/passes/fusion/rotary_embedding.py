@@ -61,7 +61,7 @@ class RotaryEmbedding(GraphPass):
         classes=("FusionRotaryEmbeddings",),
         makes=("com.microsoft::RotaryEmbedding",),
         anchors=("Neg",),
-        reads_weights=True,
+        weights="read",
     )
 
     def run(self, session: PassSession) -> None:

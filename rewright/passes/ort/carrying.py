@@ -123,7 +123,7 @@ class _Carrier:
         for _ in range(_MOST_ROUNDS):  # its own output can give ONNX Runtime something to do
             before = self.result
             work = partial(optimized, self.session, names, self.deferral.entries)
-            after = exchanged(before, work, hides_weights=not self.deferral.reads_weights)
+            after = exchanged(before, work, weights=self.deferral.weights)
             made = self._keep_what_was_asked_for(after)
             changes += made
             if not made:
@@ -146,7 +146,7 @@ class _Carrier:
             return str(found["path"]) if any(found["fired"].values()) else ""
 
         try:
-            after = exchanged(self.result, work, hides_weights=not self.deferral.reads_weights)
+            after = exchanged(self.result, work, weights=self.deferral.weights)
         except NotCarriedOut as error:
             self._note(f"{', '.join(self.deferral.classes)} changed nothing: {error}")
             return

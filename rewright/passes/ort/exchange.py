@@ -9,11 +9,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from rewright.model.carrier import Model, all_graphs, all_nodes, copy_field
+from rewright.model.carrier import Model, all_graphs, all_nodes, bodies, copy_field
 from rewright.model.elements import normal_domain
 from rewright.model.errors import RewrightError
 from rewright.model.load import load
@@ -26,6 +26,7 @@ from rewright.passes.session import PassSession
 OPTIMIZE: Final = "rewright.passes.ort.native:optimize"
 RUN_CLASSES: Final = "rewright.passes.ort.classes:run"
 
+Weights = Literal["ignored", "folded", "read"]
 _HIDDEN_FROM_BYTES: Final = 2**16
 
 
@@ -55,20 +56,21 @@ def _first_line(message: str) -> str:
     return message.strip().partition("\n")[0]
 
 
-def exchanged(source: Model, work: Callable[[bytes, Path], str], *, hides_weights: bool = False) -> Model | None:
+def exchanged(source: Model, work: Callable[[bytes, Path], str], *, weights: Weights = "read") -> Model | None:
     """The model that ``work`` has written, given the serialized skeleton and a folder, with everything else as it was.
 
     Args:
         source: the model.
         work: returns the path of what it wrote in the folder; an empty one where there is nothing.
-        hides_weights: give large weights as inputs, so that nothing need read or write them; for what does not look at them.
+        weights: which of the large weights are handed over, see ``Deferral``; the others are given as inputs, so that nobody has
+            to read or write them.
 
     Returns:
         None where nothing was written. New nodes have names of their own.
     """
     folder = Path(tempfile.mkdtemp(prefix="ort-", dir=source.files.scratch))
     try:
-        hidden = _without_large_weights(source) if hides_weights else {}
+        hidden = _hidden(source, weights)
         given = _with_inputs(source.proto, hidden).SerializeToString() if hidden else source.session_bytes()
         path = work(given, folder)
         if not path:
@@ -91,18 +93,34 @@ def exchanged(source: Model, work: Callable[[bytes, Path], str], *, hides_weight
     return source.with_proto(proto)
 
 
-def _without_large_weights(source: Model) -> dict[str, TensorProto]:
-    """The large weights of the main graph that have two axes or more."""
-    outputs = {value.name for value in source.proto.graph.output}
-    inputs = {value.name for value in source.proto.graph.input}
-    return {
+def _hidden(source: Model, weights: Weights) -> dict[str, TensorProto]:
+    """The large weights of the main graph that are not handed over."""
+    if weights == "read":
+        return {}
+    graph = source.proto.graph
+    shown = {value.name for value in (*graph.input, *graph.output)}
+    large = {
         tensor.name: tensor
-        for tensor in _stubs(source.proto.graph)
-        if len(tensor.dims) > 1
-        and slice_of(tensor).length >= _HIDDEN_FROM_BYTES
-        and tensor.name not in outputs
-        and tensor.name not in inputs
+        for tensor in _stubs(graph)
+        if len(tensor.dims) > 1 and slice_of(tensor).length >= _HIDDEN_FROM_BYTES and tensor.name not in shown
     }
+    if weights == "folded" and large:
+        shown = _foldable(graph)
+    return {name: tensor for name, tensor in large.items() if name not in shown}
+
+
+def _foldable(graph: GraphProto) -> set[str]:
+    """What is read by a node, or for one in a body, that has nothing but constants to read."""
+    constant = {tensor.name for tensor in graph.initializer} - {value.name for value in graph.input}
+    found: set[str] = set()
+    for node in graph.node:
+        names = reads(node)
+        if all(name in constant for name in names):
+            constant.update(node.output)
+            found.update(names)
+        elif node.attribute and next(bodies(node), None) is not None:
+            found.update(names)
+    return found
 
 
 def _with_inputs(source: ModelProto, hidden: Mapping[str, TensorProto]) -> ModelProto:
