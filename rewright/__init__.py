@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from rewright.model.load import load as load
     from rewright.passes.contract import Pass as Pass
+    from rewright.passes.deferral import Deferral as Deferral
     from rewright.passes.graph_pass import GraphPass as GraphPass
     from rewright.passes.graph_pass import ModelPass as ModelPass
     from rewright.passes.graph_pass import graph_pass as graph_pass
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Catalog": "rewright.registry.catalog",
     "Chain": "rewright.api",
+    "Deferral": "rewright.passes.deferral",
     "GateError": "rewright.run",
     "GraphPass": "rewright.passes.graph_pass",
     "Match": "rewright.passes.pattern_pass",
@@ -75,6 +77,7 @@ _HOMES = {
 __all__ = [
     "Catalog",
     "Chain",
+    "Deferral",
     "GateError",
     "GraphPass",
     "Match",
