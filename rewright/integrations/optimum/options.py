@@ -120,7 +120,7 @@ class OptimizationConfig(BaseModel):
         if "disable_embed_layer_norm_fusion" in self.model_fields_set and first != second:
             raise UsageError(
                 f"disable_embed_layer_norm is {second}, and disable_embed_layer_norm_fusion is {first}.",
-                "They are two names of one option; set the second only.",
+                "They are two names of one option; set disable_embed_layer_norm_fusion only.",
             )
         return not second
 
