@@ -82,12 +82,15 @@ def _watched(now: Guarded) -> Iterator[None]:
                 raised[anchor] = described(error)
             if _state(fusion, node) != before:
                 now.fired[name] = now.fired.get(name, 0) + 1
+                fusion.model.forget_makers_after(fusion.nodes_to_remove[before[1] :], fusion.nodes_to_add[before[0] :])
 
         fusion.fuse = watched_fuse
+        fusion.model.remember_makers(True)
         try:
             apply(fusion)
         finally:
             fusion.fuse = fuse
+            fusion.model.remember_makers(False)
             if raised:
                 now.left_out.setdefault(name, {}).update(raised)
 

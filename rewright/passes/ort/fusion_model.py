@@ -6,7 +6,7 @@ It is their own, ``OnnxModel`` or a driver of a model type, with some answers of
 2. Weights are read when they are looked up.
 3. What bodies of If, Loop and Scan capture, at any depth, counts as used; so do the outputs of the graph.
 4. Pruning takes away what has become unused, never an input, nor what nothing used from the beginning.
-5. Lookups take an index instead of a search by deep comparison.
+5. Lookups take an index instead of a search by deep comparison, and what a class asks for again and again is remembered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import onnx
@@ -103,6 +103,9 @@ class _OwnAnswers:
         self._constants: dict[str, NodeProto] = {}
         self._indexed: tuple[int, ...] = ()
         self._unused_before = _unused(model.graph)
+        self._makers: dict[str, NodeProto] | None = None
+        self._keeps_makers = False
+        self._inputs = set(self.get_graphs_input_names())  # type: ignore[attr-defined]
 
     def infer_runtime_shape(self, dynamic_axis_mapping: Any = None, update: bool = False) -> KnownShapes | None:
         return KnownShapes(self.model) if self.enable_shape_infer else None
@@ -126,12 +129,41 @@ class _OwnAnswers:
         tensor = self.get_initializer(output_name)
         return None if tensor is None else onnx.numpy_helper.to_array(tensor)
 
+    def output_name_to_node(self, exclude_subgraphs: bool = False) -> dict[str, NodeProto]:
+        if not self._keeps_makers or exclude_subgraphs:
+            return super().output_name_to_node(exclude_subgraphs)  # type: ignore[misc, no-any-return]
+        if self._makers is None or self._counts() != self._indexed:
+            self._index()
+            self._makers = super().output_name_to_node()  # type: ignore[misc]
+        return self._makers
+
+    def remember_makers(self, is_on: bool) -> None:
+        """Whether who makes which value may be remembered from now on; what was remembered is forgotten."""
+        self._keeps_makers, self._makers = is_on, None
+
+    def forget_makers_after(self, removed: Sequence[NodeProto], added: Sequence[NodeProto]) -> None:
+        """Forgets who makes which value if a change has renamed what a node makes that it does not take away.
+
+        Then a new node makes a value that such a node used to make, or reads one that nobody has heard of.
+        """
+        if self._makers is None:
+            return
+        makers, gone = self._makers, {id(node) for node in removed}
+        given = {name for node in added for name in node.output}
+        taken = (makers[name] for name in given if name in makers)
+        if any(id(node) not in gone for node in taken) or any(
+            name and not (name in makers or name in given or name in self._initializers or name in self._inputs)
+            for node in added
+            for name in node.input
+        ):
+            self._makers = None
+
     def _index(self) -> None:
-        graphs = self._graphs()
-        counts = tuple(count for graph in graphs for count in (len(graph.node), len(graph.initializer)))
+        counts = self._counts()
         if counts == self._indexed:
             return
         self._indexed = counts
+        graphs = self._graphs()
         # The first one of a name counts, outer graphs before bodies.
         self._initializers = {tensor.name: tensor for graph in reversed(graphs) for tensor in reversed(graph.initializer)}
         self._constants = {
@@ -140,6 +172,9 @@ class _OwnAnswers:
             for node in reversed(graph.node)
             if node.op_type == "Constant" and node.output
         }
+
+    def _counts(self) -> tuple[int, ...]:
+        return tuple(count for graph in self._graphs() for count in (len(graph.node), len(graph.initializer)))
 
     def _graphs(self) -> list[GraphProto]:
         return self.graphs()  # type: ignore[attr-defined, no-any-return]

@@ -81,8 +81,8 @@ class OrtTransformers(Pass):
         for switch in (*self.without, *self.also):
             if switch not in known:
                 near = difflib.get_close_matches(switch, known, n=3, cutoff=0.4)
-                hint = f"Did you mean {', '.join(near)}?" if near else f"It has: {', '.join(known)}."
-                raise ValueError(f"the model type {self.model_type} has no switch '{switch}'. {hint}")
+                hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known)}"
+                raise ValueError(f"the model type {self.model_type} has no switch '{switch}' ({hint})")
         if both := set(self.without) & set(self.also):
             raise ValueError(f"{', '.join(sorted(both))} is both in without and in also")
         return self
