@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rewright.api import Chain as Chain
+    from rewright.api import compare_backends as compare_backends
     from rewright.api import explain as explain
     from rewright.api import optimize as optimize
     from rewright.api import reproduce as reproduce
@@ -66,6 +67,7 @@ _HOMES = {
     "UsageError": "rewright.model.errors",
     "Value": "rewright.pattern.values",
     "bisect": "rewright.bisection.search",
+    "compare_backends": "rewright.api",
     "explain": "rewright.api",
     "graph_pass": "rewright.passes.graph_pass",
     "hookimpl": "rewright.registry.hookspecs",
@@ -96,6 +98,7 @@ __all__ = [
     "Value",
     "__version__",
     "bisect",
+    "compare_backends",
     "explain",
     "graph_pass",
     "hookimpl",

@@ -15,6 +15,7 @@ from rewright.model.load import load
 from rewright.passes.contract import Backend, Target
 from rewright.registry import chain as registry_chain
 from rewright.registry.catalog import AWAITED_LEVELS, Catalog, default_catalog, did_you_mean
+from rewright.report.backends import BackendComparison, BackendRun, compare
 from rewright.report.fates import fates
 from rewright.report.model import Report
 from rewright.reproducer import Reproducer, read_reproducer
@@ -172,17 +173,72 @@ def chosen_chain(level: str, chain: str | registry_chain.Chain | None, backend: 
     return made if backend == "standalone" else made.with_backend(backend)[0]
 
 
-def explain(model: Source, *, chain: str | registry_chain.Chain = "O2", target: Target = "cpu") -> Report:
+def explain(
+    model: Source,
+    *,
+    chain: str | registry_chain.Chain = "O2",
+    target: Target = "cpu",
+    backend: Backend = "standalone",
+) -> Report:
     """Where the passes of a chain fire on a model, and why not elsewhere: a report without verification, nothing is written.
 
     ``report.fates`` says for each softmax, normalisation and activation what it became, or what stood in the way. Functions
     of the model are inlined first, so that what they hold has a name.
+
+    What ONNX Runtime makes is checked site by site all the same, since nobody has proven it.
+
+    Args:
+        model: a path, a ModelProto or a Model.
+        chain: chain text or a Chain.
+        target: where the result would run.
+        backend: who carries the passes out, where they have the choice.
+
+    Raises:
+        ModelError, UsageError, PluginError: see ``Chain.run``.
     """
-    made, loaded = _runnable(chain), load(model)
-    if loaded.proto.functions:
-        loaded = Chain("inline-functions").run(loaded, verify="off").model
-    report = made.run(loaded, target=target, verify="off").report
-    report.fates = fates(loaded, report.passes)
+    _check_choice("backend", backend, get_args(Backend))
+    return _explained(_at_backend(_runnable(chain), backend), _without_functions(load(model)), target)
+
+
+def compare_backends(
+    model: Source,
+    *,
+    chain: str | registry_chain.Chain = "O2",
+    target: Target = "cpu",
+    backends: Sequence[Backend] = get_args(Backend),
+) -> BackendComparison:
+    """What each backend makes of every pass of a chain, and of every softmax, normalisation and activation of a model.
+
+    Each run is that of ``explain``. A pass that a backend does not have is carried out as it is without one.
+
+    Args:
+        model, chain, target: see ``explain``.
+        backends: which, in the order of the comparison; all three by default.
+
+    Raises:
+        ModelError, UsageError, PluginError: see ``Chain.run``.
+    """
+    for backend in backends:
+        _check_choice("backend", backend, get_args(Backend))
+    if not backends:
+        raise UsageError("there are no backends to compare.", f"Name some of {', '.join(get_args(Backend))}.")
+    made, loaded = _runnable(chain), _without_functions(load(model))
+    chains = {backend: _at_backend(made, backend) for backend in backends}
+    return compare({backend: BackendRun(item.passes, _explained(item, loaded, target)) for backend, item in chains.items()})
+
+
+def _at_backend(chain: Chain, backend: Backend) -> Chain:
+    return chain if backend == "standalone" else chain.with_backend(backend)[0]
+
+
+def _without_functions(model: Model) -> Model:
+    return Chain("inline-functions").run(model, verify="off").model if model.proto.functions else model
+
+
+def _explained(chain: Chain, model: Model, target: Target) -> Report:
+    is_deferred = any(part.is_deferred for step in chain.passes for part in step.parts())
+    report = chain.run(model, target=target, verify="structure" if is_deferred else "off").report
+    report.fates = fates(model, report.passes)
     return report
 
 

@@ -53,17 +53,24 @@ def _print_fates(kind: str, fates: Sequence[Fate], console: Console) -> None:
 
 def _print_pass(record: PassReport, console: Console, limit: int | None) -> None:
     heading = Text(printable(record.name), "bold cyan")
-    counts = f"  {_count(len(record.sites), 'site')}, {_count(len(record.rejections), 'rejection')}"
+    if record.backend != "standalone":
+        heading.append(f" by {record.backend}", "cyan")
+    kept = [site for site in record.sites if site.status == "kept"]
+    counts = f"  {_count(len(kept), 'site')}, {_count(len(record.rejections), 'rejection')}"
+    if record.undone:
+        counts += f", {len(record.undone)} undone"
     console.print(heading.append(counts, "not bold default"))
     if record.status in ("failed", "rolled-back"):
         console.print(Text(f"  {record.status}: {printable(record.reason)}", "red"))
     sites: dict[str, list[str]] = defaultdict(list)
-    for site in record.sites:
+    for site in kept:
         place = (*site.removed, *site.added, site.id)[0]
-        where = f"{place} (in {site.graph})" if site.graph and len({s.graph for s in record.sites}) > 1 else place
+        where = f"{place} (in {site.graph})" if site.graph and len({s.graph for s in kept}) > 1 else place
         sites[f"{_ops(site.ops_removed)} -> {_ops(site.ops_added)}"].append(where)
     for change, nodes in sorted(sites.items(), key=lambda item: -len(item[1])):
         _print_group("green", f"{len(nodes)}x", change, nodes, console, limit)
+    for line in wording.undone_lines(record, limit if limit is not None else len(record.undone)):
+        console.print(Text(f"  {printable(line)}", "red"), soft_wrap=True)
     for reason in wording.common_reasons([record]):
         _print_group("yellow", f"{len(reason.nodes)}x", f"not: {reason.text}", reason.nodes, console, limit)
     for note in record.notes:

@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto
 
 from rewright.model.carrier import Model, all_graphs
 from rewright.report.model import Fate, FateKind, PassReport, SiteReport
-from rewright.report.wording import UNSPECIFIC
+from rewright.report.wording import UNSAID, says_little
 
 _KINDS: Final[dict[str, FateKind]] = {
     **dict.fromkeys(("Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention"), "attention"),
@@ -59,12 +59,16 @@ def fates(model: Model, passes: Sequence[PassReport]) -> list[Fate]:
         for site in record.sites:
             if site.status == "kept":
                 _follow(record, site, current, told)
+            else:
+                _undone(record, site, current, told)
         for rejection in record.rejections:
             for fate in current.get(rejection.node, ()):
                 told[id(fate)].append(f"{record.name}: {rejection.reason}")
     for fate in found:
         reasons = told[id(fate)]
-        fate.reason = next((reason for reason in reasons if UNSPECIFIC not in reason), reasons[0] if reasons else "")
+        if fate.outcome == "became":
+            reasons = [reason for reason in reasons if UNSAID not in reason]
+        fate.reason = next((reason for reason in reasons if not says_little(reason)), reasons[0] if reasons else "")
     return found
 
 
@@ -74,6 +78,7 @@ def _follow(record: PassReport, site: SiteReport, current: dict[str, list[Fate]]
     for fate in moved:
         places = _heirs(fate.kind, site.ops_added)
         fate.passes.append(record.name)
+        fate.backends.append(record.backend)
         told[id(fate)].clear()
         if not places:
             fate.outcome, fate.became, fate.name = "removed", "", ""
@@ -85,6 +90,14 @@ def _follow(record: PassReport, site: SiteReport, current: dict[str, list[Fate]]
         fate.name = site.added[places[0]] if len(places) == 1 else ""
         if fate.name:
             current[fate.name].append(fate)
+
+
+def _undone(record: PassReport, site: SiteReport, current: dict[str, list[Fate]], told: dict[int, list[str]]) -> None:
+    """Remembers why the checks took back what the pass made of the nodes."""
+    reason = next((change.reason for change in record.undone if site.id in change.sites), record.reason)
+    for name in site.removed:
+        for fate in current.get(name, ()):
+            told[id(fate)].append(f"{record.name}: undone by the checks: {reason}")
 
 
 def _heirs(kind: FateKind, ops: Sequence[str]) -> list[int]:

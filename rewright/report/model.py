@@ -111,7 +111,7 @@ class Fate(_Record):
         node, op, graph: the node in the model before the run.
         outcome: it "became" another op, was "left" as it is, or was "removed" without a successor.
         became, name: the op that stands for it in the result, and that node's name.
-        passes: by which passes, in order.
+        passes, backends: by which passes, in order, and who carried each out.
         reason: the first thing that stood in the way of (more), after the name of the pass that says so.
     """
 
@@ -123,6 +123,7 @@ class Fate(_Record):
     became: str = ""
     name: str = ""
     passes: list[str] = Field(default_factory=list)
+    backends: list[str] = Field(default_factory=list)
     reason: str = ""
 
 

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from rewright.report.directory import DirectoryReport
 from rewright.report.model import Fate, PassReport, Report
@@ -25,6 +26,9 @@ _PARTS = frozenset(("Softmax", "ReduceMean", "Erf", "Tanh", "Sigmoid"))
 
 UNSPECIFIC = "completes the pattern around it"
 """Part of the reason of a pattern pass for a node that is in none of its patterns."""
+
+UNSAID = "ONNX Runtime left it, and does not say why"
+"""The reason of a pass that ONNX Runtime carries out, for what is still there afterwards."""
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
@@ -103,15 +107,20 @@ def common_reasons(passes: Iterable[PassReport]) -> list[Reason]:
     text: dict[tuple[str, str], str] = {}
     for record in passes:
         for rejection in record.rejections:
-            key = record.name, _QUOTED.sub("''", rejection.reason)
+            key = record.name, unquoted(rejection.reason)
             nodes[key].append(rejection.node)
             text.setdefault(key, rejection.reason)
     return [Reason(key[0], text[key], found) for key, found in sorted(nodes.items(), key=lambda item: -len(item[1]))]
 
 
+def unquoted(reason: str) -> str:
+    """The reason without what it quotes, which is the same for nodes that it holds for."""
+    return _QUOTED.sub("''", reason)
+
+
 def fate(fate: Fate) -> str:
     """What became of a node, or why it is left, in a clause."""
-    by = f" ({', '.join(dict.fromkeys(fate.passes))})" if fate.passes else ""
+    by = f" ({', '.join(makers(fate))})" if fate.passes else ""
     if fate.outcome == "became":
         named = f" '{fate.name}'" if fate.name else ""
         return f"became {fate.became.replace('::', '.')}{named}{by}"
@@ -122,6 +131,17 @@ def fate(fate: Fate) -> str:
     if is_one_op_already(fate):
         return "left: it is one op already"
     return f"left: {fate.reason or 'no pass of the chain is about it'}"
+
+
+def makers(fate: Fate) -> list[str]:
+    """The passes that have made the node what it became, and which of them ONNX Runtime carried out: "gelu by ort"."""
+    named = zip_longest(fate.passes, fate.backends, fillvalue="")
+    return list(dict.fromkeys(f"{name} by ort" if backend == "ort" else name for name, backend in named))
+
+
+def says_little(reason: str) -> bool:
+    """Whether a reason is of no use where there is another."""
+    return UNSPECIFIC in reason or UNSAID in reason
 
 
 def is_one_op_already(fate: Fate) -> bool:

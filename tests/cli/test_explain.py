@@ -76,3 +76,36 @@ def test_the_target_decides_what_is_emitted(command_line):
         "explain", ZOO / "bert.ts17.sdpa.onnx", "-p", "gelu, skip-layer-norm", "--target", "portable", "--json"
     )
     assert not any(record["sites"] for record in json.loads(outcome.out)["passes"])
+
+
+def test_backends_are_compared_in_one_table(command_line, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    outcome = command_line(
+        "explain", ZOO / "vit.ts17.sdpa.onnx", "-p", "O1, layer-norm, attention, gelu, bias-gelu", "--backends"
+    )
+    assert (outcome.status, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert lines[0].split() == ["standalone", "ort", "auto"]
+    (row,) = (line for line in lines if line.startswith("bias-gelu"))
+    assert row.count("2 sites") == 3
+    assert any(line.startswith("  2x Erf") for line in lines)
+
+
+def test_the_comparison_as_json(command_line):
+    arguments = ("explain", ZOO / "bert.ts17.sdpa.onnx", "-p", "gelu, dead-code", "--backends", "--json")
+    found = json.loads(command_line(*arguments).out)
+    assert [item["name"] for item in found["passes"]] == ["gelu", "dead-code"]
+    assert found["passes"][0]["backends"]["ort"]["kept"] == {"ort": 2}
+    assert found["passes"][1]["declines"]
+
+
+def test_one_backend_is_explained(command_line):
+    out = command_line("explain", ZOO / "bert.ts17.sdpa.onnx", "-p", "gelu", "--backend", "ort").out
+    assert "\ngelu by ort  2 sites, 0 rejections\n" in out
+    assert "(gelu by ort)" in out
+
+
+def test_wrong_backends(command_line):
+    model = ZOO / "bert.ts17.sdpa.onnx"
+    assert "Did you mean ort" in command_line("explain", model, "--backend", "orf").assert_one_error()
+    assert "--backends compares all" in command_line("explain", model, "--backend", "ort", "--backends").assert_one_error()
