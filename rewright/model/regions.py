@@ -110,18 +110,17 @@ def regions(before: GraphIndex, after: GraphIndex, sites: Iterable[ClaimedSite] 
     return _Comparison(before, after).regions(sites)
 
 
-def leaving_gaps(found: Iterable[Region], after: GraphIndex) -> list[Region]:
-    """The regions that took away, or read, a value that is needed after the change and that nothing makes."""
+def leaving_gaps(found: Iterable[Region], after: GraphIndex) -> dict[int, str]:
+    """By region (its ``id``): the value that it took away, or reads, that is needed after the change and that nothing makes."""
     missing = {name for node in after.nodes for name in reads(node) if not after.knows(name)}
     missing.update(name for name in after.outputs if not after.knows(name))
-    if not missing:
-        return []
-    return [
-        region
-        for region in found
-        if any(not missing.isdisjoint(node.output) for node in region.removed)
-        or any(not missing.isdisjoint(reads(node)) for node in region.added)
-    ]
+    gaps: dict[int, str] = {}
+    for region in found if missing else ():
+        taken = [name for node in region.removed for name in node.output if name in missing]
+        taken += [name for node in region.added for name in reads(node) if name in missing]
+        if taken:
+            gaps[id(region)] = taken[0]
+    return gaps
 
 
 class _Comparison:

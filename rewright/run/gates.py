@@ -96,7 +96,7 @@ class _Trial:
             record.interface = check_interface(self.before, model)
             if record.interface.status == "failed":
                 return f"interface: {record.interface.reason}"
-        is_due = gates.site_mode == "all" or self.step.is_deferred
+        is_due = gates.site_mode == "all" or self.step.backend == "ort"
         if is_due and self.checked is None and not is_trial:
             self.checked = self._check_sites()
             if self.checked.evidence.status == "failed":
@@ -113,7 +113,7 @@ class _Trial:
 
     def _check_sites(self) -> SiteCheck:
         check = self.gates.sites.check(self.before, self.candidate, claimed(self.sites), self.step.exactness)
-        if self.step.is_deferred:
+        if self.step.backend == "ort":
             _distrust(check)
         self.record.site_parity = check.evidence
         return check
@@ -121,14 +121,13 @@ class _Trial:
     def without_the_failing(self) -> Model | None:
         """The candidate with as few regions undone as it takes; None if all of them have to go."""
         is_whole = self.record.structure is not None and self.record.structure.status == "passed"
-        if self.checked is None and is_whole and (self.gates.site_mode != "deferred" or self.step.is_deferred):
+        if self.checked is None and is_whole and (self.gates.site_mode != "deferred" or self.step.backend == "ort"):
             self.checked = self._check_sites()
+        compared = self.checked
+        found, undone, kept = self._without_suspects()
+        if kept is None and self.checked is not compared:  # the trial without gaps has compared the sites
+            found, undone, kept = self._without_suspects()
         before, after = self._models()
-        found = [entry.region for entry in self.checked.regions] if self.checked is not None else []
-        found = found or regions(before, after, claimed(self.sites))
-        failing = {id(region) for region in (self.checked.failing if self.checked is not None else leaving_gaps(found, after))}
-        undone = frozenset(number for number, region in enumerate(found) if id(region) in failing)
-        kept = self._try(before, after, found, undone) if undone and len(undone) < len(found) else None
         if kept is None and len(found) > 1:
             culprits = self._search(before, after, found, undone)
             kept = self._try(before, after, found, culprits) if len(culprits) < len(found) else None
@@ -137,6 +136,16 @@ class _Trial:
             undone = frozenset(range(len(found)))
         self._write_down([found[number] for number in sorted(undone)], kept is not None)
         return kept
+
+    def _without_suspects(self) -> tuple[list[Region], frozenset[int], Model | None]:
+        """The regions, which of them leave gaps or have failed so far, and the candidate without these if that passes."""
+        before, after = self._models()
+        found = [entry.region for entry in self.checked.regions] if self.checked is not None else []
+        found = found or regions(before, after, claimed(self.sites))
+        failing = {*leaving_gaps(found, after), *map(id, self.checked.failing if self.checked is not None else ())}
+        undone = frozenset(number for number, region in enumerate(found) if id(region) in failing)
+        kept = self._try(before, after, found, undone) if undone and len(undone) < len(found) else None
+        return found, undone, kept
 
     def _models(self) -> tuple[GraphIndex, GraphIndex]:
         if self.checked is not None:
@@ -167,11 +176,11 @@ class _Trial:
         return known.union(open_numbers[place] for place in minimal_failing_set(len(open_numbers), fails, _MOST_TRIALS))
 
     def _write_down(self, undone: Sequence[Region], is_partial: bool) -> None:
-        reasons: dict[int, str] = {}
+        gaps = leaving_gaps(undone, self._models()[1]) if self.record.reason.startswith("structure: ") else {}
+        reasons = {region: f"structure: what is left reads value '{name}' that nothing produces" for region, name in gaps.items()}
         if self.checked is not None:
-            reasons = {
-                id(entry.region): entry.evidence.reason for entry in self.checked.regions if entry.evidence.status == "failed"
-            }
+            failed = [entry for entry in self.checked.regions if entry.evidence.status == "failed"]
+            reasons |= {id(entry.region): entry.evidence.reason for entry in failed}
         self.record.undone = [
             UndoneReport(sites=list(region.sites), at=region.label, reason=reasons.get(id(region), self.record.reason))
             for region in undone
