@@ -6,56 +6,26 @@ These tests need the extra ``hf`` and run by ``make test-hf``; the plain test co
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 # Read when the libraries are imported: nothing may be downloaded, and tokenizers may not outrun two cores.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import onnx
 import pytest
 import torch
 from local_models import RECIPES
 from optimum.exporters.onnx import main_export
+from outcome import Optimized
 
 from rewright.integrations import huggingface
 
 FIGURES = "figures"
-ATTENTIONS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class Optimized:
-    """An exported directory before and after rewright."""
-
-    name: str
-    level: str
-    before: Path
-    after: Path
-    result: Any
-
-    def attentions(self) -> dict[str, int]:
-        """Fused attention nodes in each ONNX file that was written, bodies of ``If`` included."""
-        return {path.name: count_attention(path) for path in sorted(self.after.rglob("*.onnx"))}
-
-
-def count_attention(path: Path) -> int:
-    return sum(node.op_type in ATTENTIONS and node.domain == "com.microsoft" for node in _nodes(onnx.load(path).graph))
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +57,7 @@ def optimized(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPath
             before = exported(name)
             after = tmp_path_factory.mktemp("optimized") / name
             result = huggingface.optimize(before, after, level=level, backend=backend)
-            made[key] = Optimized(name, level, before, after, result)
+            made[key] = Optimized(name, level if backend == "standalone" else f"{level} {backend}", before, after, result)
         return made[key]
 
     return optimize
@@ -101,7 +71,7 @@ def figures(record_property: Callable[[str, object], None]) -> Callable[..., Non
         for name, one in run.result.files.items():
             model = one.report.model
             kept = run.attentions()[Path(name).name]
-            row = (run.name, run.level, name, model.nodes_before, model.nodes_after, kept, one.report.verdict)
+            row = (run.name, run.chain, name, model.nodes_before, model.nodes_after, kept, one.report.verdict)
             record_property(FIGURES, (*row, f"{one.report.seconds:.1f}", f"{difference:.1e}"))
 
     return record

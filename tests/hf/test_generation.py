@@ -10,11 +10,11 @@ import pytest
 import torch
 from local_models import RECIPES, SENTENCES
 from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSeq2SeqLM
+from outcome import TOLERANCE, Optimized
 from transformers import AutoTokenizer, pipeline
 
-TOLERANCE = 1e-4
 STEPS = 12
-Optimize = Callable[..., Any]
+Optimize = Callable[..., Optimized]
 Record = Callable[..., None]
 # A random model with tied embeddings likes to repeat itself; no pair of tokens twice keeps it moving.
 SEARCH = {"do_sample": False, "max_new_tokens": STEPS, "no_repeat_ngram_size": 2}
@@ -30,15 +30,10 @@ def load(name: str, folder: Path) -> tuple[Any, Any]:
     return MODELS[RECIPES[name].task].from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
-def assert_fused(run: Any) -> None:
-    assert {name: one.report.verdict for name, one in run.result.files.items()} == dict.fromkeys(run.result.files, "passed")
-    assert run.attentions() == RECIPES[run.name].attentions
-
-
 @pytest.mark.parametrize("name", [*CAUSAL, *SEQ2SEQ])
 def test_generate_gives_the_same_tokens(optimized: Optimize, figures: Record, name: str) -> None:
     run = optimized(name)
-    assert_fused(run)
+    run.assert_fused()
     greedy, beams = [], []
     for folder in (run.before, run.after):
         model, tokenizer = load(name, folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_models import NAMES, RECIPES, SENTENCES
+from local_models import NAMES, SENTENCES
 from optimum.onnxruntime import (
     ORTModelForFeatureExtraction,
     ORTModelForImageClassification,
@@ -18,11 +18,11 @@ from optimum.onnxruntime import (
     ORTModelForSequenceClassification,
     ORTModelForTokenClassification,
 )
+from outcome import TOLERANCE, Optimized
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 
-TOLERANCE = 1e-4
-Optimize = Callable[..., Any]
+Optimize = Callable[..., Optimized]
 Record = Callable[..., None]
 
 
@@ -32,12 +32,6 @@ def pipe(task: str, model_class: type, folder: Path) -> Any:
     if task == "image-classification":
         return pipeline(task, model=model, image_processor=AutoImageProcessor.from_pretrained(folder))
     return pipeline(task, model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
-
-
-def assert_fused(run: Any) -> None:
-    """Every file passed, and every attention layer of every file that was written is one node."""
-    assert {name: one.report.verdict for name, one in run.result.files.items()} == dict.fromkeys(run.result.files, "passed")
-    assert run.attentions() == RECIPES[run.name].attentions
 
 
 def worst(before: Sequence[float], after: Sequence[float]) -> float:
@@ -62,7 +56,7 @@ def test_text_classification(optimized: Optimize, figures: Record, name: str, le
         assert run.result.verdict == "passed"
         assert run.attentions() == {"model.onnx": 0}
     else:
-        assert_fused(run)
+        run.assert_fused()
 
     def classify(folder: Path) -> list[dict[str, float]]:
         made = pipe("text-classification", ORTModelForSequenceClassification, folder)
@@ -80,7 +74,7 @@ def test_text_classification(optimized: Optimize, figures: Record, name: str, le
 
 def test_token_classification(optimized: Optimize, figures: Record) -> None:
     run = optimized("electra-tokens")
-    assert_fused(run)
+    run.assert_fused()
 
     def tag(folder: Path) -> list[dict[str, Any]]:
         made = pipe("token-classification", ORTModelForTokenClassification, folder)
@@ -95,7 +89,7 @@ def test_token_classification(optimized: Optimize, figures: Record) -> None:
 
 def test_question_answering(optimized: Optimize, figures: Record) -> None:
     run = optimized("roberta-answers")
-    assert_fused(run)
+    run.assert_fused()
     questions = [{"question": SENTENCES[3], "context": SENTENCES[0]}, {"question": "who likes it?", "context": SENTENCES[2]}]
 
     def answer(folder: Path) -> list[dict[str, Any]]:
@@ -111,7 +105,7 @@ def test_question_answering(optimized: Optimize, figures: Record) -> None:
 
 def test_feature_extraction(optimized: Optimize, figures: Record) -> None:
     run = optimized("mpnet-features")
-    assert_fused(run)
+    run.assert_fused()
 
     def read(folder: Path) -> np.ndarray:
         made = pipe("feature-extraction", ORTModelForFeatureExtraction, folder)
@@ -125,7 +119,7 @@ def test_feature_extraction(optimized: Optimize, figures: Record) -> None:
 
 def test_fill_mask(optimized: Optimize, figures: Record) -> None:
     run = optimized("roberta-masks")
-    assert_fused(run)
+    run.assert_fused()
     gaps = [sentence.replace(word, "<mask>") for sentence, word in zip(SENTENCES, ("cold", "!", "warm"), strict=False)]
 
     def fill(folder: Path) -> list[dict[str, Any]]:
@@ -141,7 +135,7 @@ def test_fill_mask(optimized: Optimize, figures: Record) -> None:
 
 def test_image_classification(optimized: Optimize, figures: Record) -> None:
     run = optimized("vit-classes")
-    assert_fused(run)
+    run.assert_fused()
     noise = np.random.default_rng(5)
     images = [Image.fromarray(noise.integers(0, 256, (40, 50, 3), dtype=np.uint8) // (1 + shade)) for shade in range(4)]
 
