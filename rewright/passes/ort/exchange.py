@@ -20,7 +20,7 @@ from rewright.model.load import load
 from rewright.model.regions import reads
 from rewright.model.weights import is_stub, slice_of
 from rewright.passes.difference import fresh_nodes
-from rewright.passes.ort.shadows import rename_shadows
+from rewright.passes.ort.shadows import rename_constants, rename_shadows
 from rewright.passes.session import PassSession
 
 OPTIMIZE: Final = "rewright.passes.ort.native:optimize"
@@ -83,6 +83,7 @@ def exchanged(source: Model, work: Callable[[bytes, Path], str], *, weights: Wei
         _show(proto.graph, hidden)
         _restore(source.proto, proto)
         rename_shadows(proto)
+        rename_constants(source.proto.graph, proto.graph)
         _remove_unused(source.proto, proto)
         _name(source.proto, proto)
     except BaseException:

@@ -1,6 +1,8 @@
-"""Names that ONNX Runtime gives twice: to a value of the graph, and to one of a body in it.
+"""Names that ONNX Runtime gives twice.
 
-It reads such a model, since it looks a name up in the body first, but ONNX assigns every name once.
+To a value of the graph, and to one of a body in it: it reads such a model, since it looks a name up in the body first, but ONNX
+assigns every name once. And to what a node made and to a constant in its place, which need not be the same: a Reshape that gets
+(0, -1) for a target that was computed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from onnx import GraphProto, ModelProto
 
 from rewright.model.carrier import all_graphs, bodies
+from rewright.model.regions import is_constant_node
 
 
 def rename_shadows(proto: ModelProto) -> None:
@@ -26,6 +29,24 @@ def rename_shadows(proto: ModelProto) -> None:
             if renamed:
                 _rename(body, renamed)
             pending.append((body, visible))
+
+
+def rename_constants(source: GraphProto, graph: GraphProto) -> None:
+    """Gives every constant that has the name of what a node of ``source`` computes a name of its own, in place."""
+    computed = {name for node in source.node if not is_constant_node(node) for name in node.output if name}
+    computed -= {value.name for value in source.output}
+    reused = [tensor.name for tensor in graph.initializer if tensor.name in computed]
+    if reused:
+        taken = {*_made(source), *(name for inner in _with_bodies(graph) for name in _made(inner))}
+        _rename(graph, {name: _fresh(name, taken) for name in reused})
+
+
+def _with_bodies(graph: GraphProto) -> Iterator[GraphProto]:
+    pending = [graph]
+    while pending:
+        inner = pending.pop()
+        yield inner
+        pending.extend(body for node in inner.node for body in bodies(node))
 
 
 def _made(graph: GraphProto) -> Iterator[str]:
