@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from rewright.model.carrier import Model
+from rewright.verify.cache_lengths import is_of_an_encoder
 from rewright.verify.cache_pairs import CachePair, cache_pairs
 from rewright.verify.inputs import InputSet
 from rewright.verify.probes import MARGIN, Bench, Feed, Outputs, ProbeEvidence, listed, token_inputs
@@ -46,12 +47,13 @@ def probe_cached_steps(
     pairs = cache_pairs(original)
     if not pairs or not sets:
         return None
-    chosen = sets[0]
+    # Both branches of a merged decoder are compared elsewhere; here the one that reads the cache is meant.
+    flags = [role.name for role in roles if role.kind == "flag"]
+    chosen = next((each for each in sets if all(each.arrays[name].all() for name in flags)), sets[0])
     subject = listed([pair.past for pair in pairs])
     evidence = ProbeEvidence(name=_NAME, subject=subject, status="not-run")
-    # Both branches of a merged decoder are compared elsewhere; here the one that reads the cache is meant.
-    flags = {role.name: np.ones_like(chosen.arrays[role.name]) for role in roles if role.kind == "flag"}
-    wanted_feed, got_feed = {**chosen.arrays, **flags}, {**chosen.arrays, **flags}
+    reading = {name: np.ones_like(chosen.arrays[name]) for name in flags}
+    wanted_feed, got_feed = {**chosen.arrays, **reading}, {**chosen.arrays, **reading}
     worst = 0.0
     for step in range(STEPS):
         wanted = _run(original, wanted_feed, bench)
@@ -182,7 +184,7 @@ def _grown_mask(role: InputRole, array: np.ndarray, lengths: Lengths, following:
 
 
 def _is_of_an_encoder(role: InputRole) -> bool:
-    return any("encoder" in text.lower().replace("decoder", "") for text in (role.name, *map(str, role.dims)))
+    return any(map(is_of_an_encoder, (role.name, *map(str, role.dims))))
 
 
 def _grown_positions(role: InputRole, array: np.ndarray, count: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from onnx import TensorProto
 
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
+from rewright.verify.cache_lengths import agreeing_lengths, has_cache_branch, past_symbols
 from rewright.verify.roles import InputRole, infer_roles
 from rewright.verify.symbols import FALLBACKS, fallback_sizes, resolve, sizes, symbols_of
 
@@ -46,6 +47,10 @@ TINY: Final = 1e-3
 _MASKED: Final = -1e4
 _FIRST_IR_WITH_DEFAULTS: Final = 4
 _WITH_OTHER_DEFAULTS: Final = 2
+_IN_BOTH_BRANCHES: Final = 2
+"""Padded on the right, and on the left."""
+
+_EMPTY_CACHE: Final = "empty-cache"
 _LARGEST_DEFAULT: Final = 2**16
 _PERTURBED: Final = 0.1
 _REPLACED: Final = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16})
@@ -110,11 +115,13 @@ def make_input_sets(model: Model, seed: int = 0, count: int = DEFAULT_COUNT) -> 
         return [InputSet("fixed", {}, "nothing has to be fed", origin="made"), *others]
     symbols = symbols_of(roles)
     made = []
-    for trial in range(count):
-        shapes = _shapes(roles, sizes(symbols, trial))
+    for name, trial, flag in _trials(roles, count):
+        reads_cache = flag or not has_cache_branch(roles)
+        past = 0 if name == _EMPTY_CACHE else None
+        shapes = _shapes(roles, agreeing_lengths(roles, symbols, sizes(symbols, trial), reads_cache=reads_cache, past=past))
         if shapes is not None:
             _refuse_large(shapes)
-            made.append(_input_set(f"set-{trial}", roles, shapes, trial, seed))
+            made.append(_input_set(name, roles, shapes, trial, seed, flag))
     replaced = _replaced_defaults(model, seed)
     if replaced and len(made) > 1:
         place = min(_WITH_OTHER_DEFAULTS, len(made) - 1)
@@ -124,6 +131,18 @@ def make_input_sets(model: Model, seed: int = 0, count: int = DEFAULT_COUNT) -> 
         dims = "; ".join(f"{role.name}: {list(role.dims)}" for role in roles)
         raise UsageError(f"no sizes fit the model's symbolic dimensions ({dims}).", "Give inputs of your own.")
     return made
+
+
+def _trials(roles: list[InputRole], count: int) -> list[tuple[str, int, bool]]:
+    """The name of each set, which recipe and sizes it takes, and what flags are in it.
+
+    A merged decoder is padded on both sides in both of its branches; any other model with a cache has an empty one too, as in
+    the first step of a generation.
+    """
+    trials = [(f"set-{trial}", trial, trial % 2 == 0) for trial in range(count)]
+    if has_cache_branch(roles):
+        return [*trials, *((f"{name}-other-branch", trial, not flag) for name, trial, flag in trials[:_IN_BOTH_BRANCHES])]
+    return [*trials, (_EMPTY_CACHE, 0, True)] if past_symbols(roles) else trials
 
 
 def _replaced_defaults(model: Model, seed: int) -> dict[str, np.ndarray]:
@@ -150,14 +169,16 @@ def make_fallback_sets(model: Model, seed: int = 0) -> Iterator[InputSet]:
     roles = infer_roles(model)
     symbols = symbols_of(roles)
     for trial, fallback in enumerate(FALLBACKS if symbols else ()):
-        shapes = _shapes(roles, fallback_sizes(symbols, fallback))
+        flag = trial % 2 == 0
+        reads_cache = flag or not has_cache_branch(roles)
+        shapes = _shapes(roles, agreeing_lengths(roles, symbols, fallback_sizes(symbols, fallback), reads_cache=reads_cache))
         if shapes is not None and max(map(math.prod, shapes.values())) <= MAXIMUM_ELEMENTS:
-            yield _input_set(f"fallback-{trial}", roles, shapes, trial, seed)
+            yield _input_set(f"fallback-{trial}", roles, shapes, trial, seed, flag)
 
 
 def _shapes(roles: list[InputRole], chosen: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
     """Every input's shape; None when an expression among the dimensions has no positive value for these sizes."""
-    shapes = {role.name: resolve(role.dims, chosen) for role in roles}
+    shapes = {role.name: resolve(role.dims, chosen, least=0 if role.kind == "past" else 1) for role in roles}
     found = {name: shape for name, shape in shapes.items() if shape is not None}
     return found if len(found) == len(shapes) else None
 
@@ -172,12 +193,15 @@ def _refuse_large(shapes: Mapping[str, tuple[int, ...]]) -> None:
             )
 
 
-def _input_set(name: str, roles: list[InputRole], shapes: Mapping[str, tuple[int, ...]], trial: int, seed: int) -> InputSet:
+def _input_set(
+    name: str, roles: list[InputRole], shapes: Mapping[str, tuple[int, ...]], trial: int, seed: int, flag: bool
+) -> InputSet:
     recipe = _RECIPES[trial % len(_RECIPES)]
     arrays = {}
     for role in roles:
         rng = np.random.default_rng([seed, crc32(role.name.encode()), trial])
-        arrays[role.name] = _values(role, shapes[role.name], recipe, trial, rng)
+        shape = shapes[role.name]
+        arrays[role.name] = np.full(shape, flag) if role.kind == "flag" else _values(role, shape, recipe, trial, rng)
     masks = tuple(role.name for role in roles if role.kind == "mask" and arrays[role.name].ndim == 2)
     return InputSet(name, arrays, _description(roles, recipe, shapes, bool(masks)), masks, "made")
 
@@ -207,8 +231,6 @@ def _values(role: InputRole, shape: tuple[int, ...], recipe: _Recipe, trial: int
             return _mask(shape, recipe.padding, rng).astype(role.dtype)
         case "additive-mask":
             return np.where(_mask(shape, recipe.padding, rng), 0.0, _MASKED).astype(role.dtype)
-        case "flag":
-            return np.full(shape, trial % 2 == 0)
         case "integer":
             return rng.integers(0, _INTEGERS_BELOW, shape).astype(role.dtype)
         case "shape":

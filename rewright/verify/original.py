@@ -75,9 +75,13 @@ def measure(original: Model, wanted: Sequence[InputSet], fallbacks: Iterable[Inp
         results = _run_original(original, runner, [*wanted, *wanted[:1]])
         _take(found, wanted, results[: len(wanted)])
         for fallback in fallbacks:
-            if len(found.sets) >= len(wanted):
+            missing = _missing_flags(wanted, found.sets)
+            if len(found.sets) >= len(wanted) and not missing:
                 break
-            _take(found, [fallback], _run_original(original, runner, [fallback]))
+            if len(found.sets) < len(wanted) or _has_one(fallback, missing):
+                _take(found, [fallback], _run_original(original, runner, [fallback]))
+        for name, value in _missing_flags(wanted, found.sets) if found.sets else ():
+            found.dropped.append(f"every set with {name} = {str(value).lower()}, so that what it switches on is not compared")
         if found.sets:
             repeated = results[-1]
             if found.sets[0] is not wanted[0] or repeated.error:
@@ -94,6 +98,20 @@ def measure(original: Model, wanted: Sequence[InputSet], fallbacks: Iterable[Inp
     elif not found.outputs[0]:
         found.failure = "the original has no tensor outputs"
     return found
+
+
+def _missing_flags(wanted: Sequence[InputSet], found: Sequence[InputSet]) -> set[tuple[str, bool]]:
+    """The values of flags that are in wanted sets, and in none of those that were found to run."""
+    return _flags(wanted) - _flags(found)
+
+
+def _flags(sets: Sequence[InputSet]) -> set[tuple[str, bool]]:
+    switches = ((name, array) for each in sets for name, array in each.arrays.items() if array.dtype == np.bool_)
+    return {(name, bool(array.reshape(-1)[0])) for name, array in switches if array.size == 1}
+
+
+def _has_one(input_set: InputSet, missing: set[tuple[str, bool]]) -> bool:
+    return bool(_flags([input_set]) & missing)
 
 
 def _run_original(original: Model, runner: Runner, sets: Sequence[InputSet]) -> Sequence[SetResult]:

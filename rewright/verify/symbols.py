@@ -101,18 +101,18 @@ def sizes(symbols: Mapping[str, str], trial: int) -> dict[str, int]:
         table = _TABLES[sort]
         # Symbols of the batch sort are kept together: a second one is as a rule the same batch under another name.
         chosen[symbol] = table[(trial + (0 if sort == "batch" else rank)) % len(table)]
-    return _with_totals(chosen, symbols)
+    return with_totals(chosen, symbols)
 
 
 def fallback_sizes(symbols: Mapping[str, str], fallback: Fallback) -> dict[str, int]:
     """The sizes of a second try; see `Fallback`."""
     by_sort = {"batch": fallback.batch, "image": fallback.image, "waveform": max(fallback.length, 400)}
     chosen = {symbol: by_sort.get(sort, fallback.length) for symbol, sort in symbols.items()}
-    return _with_totals(chosen, symbols)
+    return with_totals(chosen, symbols)
 
 
-def resolve(dims: Sequence[Dim], chosen: Sizes) -> tuple[int, ...] | None:
-    """The shape for these sizes; None where an expression has no positive whole value."""
+def resolve(dims: Sequence[Dim], chosen: Sizes, least: int = 1) -> tuple[int, ...] | None:
+    """The shape for these sizes; None where an expression has no whole value of at least `least`."""
     shape = []
     for axis, dim in enumerate(dims):
         if isinstance(dim, int):
@@ -121,7 +121,7 @@ def resolve(dims: Sequence[Dim], chosen: Sizes) -> tuple[int, ...] | None:
         symbol = dimension_symbol(dim, axis)
         expression = parse_expression(symbol)
         size = chosen[symbol] if expression is None else evaluate(expression, chosen)
-        if size is None or size < 1:
+        if size is None or size < least:
             return None
         shape.append(size)
     return tuple(shape)
@@ -195,7 +195,7 @@ def _sort(symbol: str, axis: int, role: InputRole) -> str:
     return "length"
 
 
-def _with_totals(chosen: dict[str, int], symbols: Mapping[str, str]) -> dict[str, int]:
+def with_totals(chosen: dict[str, int], symbols: Mapping[str, str]) -> dict[str, int]:
     """Give `total_sequence_length` and its like the sum that they name: the past plus what is new."""
     past = [size for symbol, size in chosen.items() if symbols[symbol] == "past"]
     new = [size for symbol, size in chosen.items() if symbols[symbol] == "length" and "total" not in symbol.lower()]
