@@ -83,6 +83,8 @@ class OrtTransformers(Pass):
                 near = difflib.get_close_matches(switch, known, n=3, cutoff=0.4)
                 hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known)}"
                 raise ValueError(f"the model type {self.model_type} has no switch '{switch}' ({hint})")
+        if "gelu_approximation" in self.also:
+            raise ValueError("gelu_approximation is no exact rewrite; put the pass gelu-approximation after this one")
         if both := set(self.without) & set(self.also):
             raise ValueError(f"{', '.join(sorted(both))} is both in without and in also")
         return self
