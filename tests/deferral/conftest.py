@@ -4,6 +4,6 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
-for folder in (TESTS / "soundness", TESTS / "passes" / "fusion"):
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+for folder in ("soundness", "passes/fusion", "passes/attention"):
+    if str(TESTS / folder) not in sys.path:
+        sys.path.append(str(TESTS / folder))

@@ -17,6 +17,7 @@ from onnx.parser import parse_model
 from side_by_side import differs, feeds_for, ops_behind, run_sets, side_by_side
 
 import rewright
+from rewright.passes.deferral import Deferral
 from rewright.registry.catalog import default_catalog
 from rewright.report.model import PassReport
 from rewright.run import RunResult
@@ -65,6 +66,7 @@ class Table:
     Attributes:
         becomes: the ops that the pass makes, of which one more shows that it fired; empty if any change shows that.
         options: further options of the pass, as chain text.
+        explains: whether rewright's own rewrite says why it leaves what it looked at.
         absolute: by how much numbers may differ whatever their size.
     """
 
@@ -72,13 +74,12 @@ class Table:
     rows: dict[str, Row]
     becomes: tuple[str, ...] = ()
     options: str = ""
+    explains: bool = True
     absolute: float = 1e-5
 
     @property
-    def declines(self) -> str:
-        """Why ONNX Runtime does not carry the pass out, or nothing."""
-        deferral = default_catalog().get(self.name).ort
-        return "" if deferral is None else deferral.declines
+    def deferral(self) -> Deferral | None:
+        return default_catalog().get(self.name).ort
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -132,8 +133,17 @@ class Judged:
             yield f"was not rewritten: {reasons}"
         if fired and ((row.fires is False and not has_ort) or (row.ort is False and not has_own)):
             yield f"was rewritten to {ops_behind(self.result.model.proto, f'{key}/')}"
-        if not fired and not reasons and row.fires is not None:
+        if not fired and not reasons and self.needs_reason(key, row):
             yield "was not rewritten, and nothing says why"
+
+    def needs_reason(self, key: str, row: Row) -> bool:
+        """Whether the backend has to say why it has left this graph: ONNX Runtime's, where the graph has what it anchors on."""
+        if row.fires is None:
+            return False
+        if self.backend == "standalone":
+            return self.table.explains
+        anchors = self.table.deferral.anchors if self.table.deferral is not None else ()
+        return any(op in anchors for op in ops_behind(self.result.model.proto, f"{key}/"))
 
     def fired(self, key: str) -> bool:
         before, after = (Counter(ops_behind(model, f"{key}/")) for model in (self.model, self.result.model.proto))
@@ -151,7 +161,7 @@ class Judged:
                 about = [change.at, change.reason, *(name for site in change.sites for name in sites[site].removed)]
                 if any(f"{key}/" in text for text in about):
                     found.append(change.reason)
-            found += record.notes
+            found += [*record.notes, *([record.reason] if record.status in ("rolled-back", "failed") else [])]
         return found
 
 
@@ -165,7 +175,7 @@ def table_tests(*tables: Table) -> Any:
             complaints = table.complaints(backend)
             assert not complaints, "\n".join(complaints)
             return
-        assert table.declines
+        assert table.deferral is None or table.deferral.declines
         with pytest.raises(rewright.UsageError, match="backend"):
             rewright.Chain(table.chain(backend))
 

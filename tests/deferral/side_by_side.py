@@ -9,14 +9,23 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper
-from onnx.compose import add_prefix
 
 from rewright.model.carrier import Model
 from rewright.model.load import load
 
 Feeds = dict[str, Any]
 
-LENGTHS = {"N": "batch", "B": "batch", "batch": "batch", "S": "rows", "sequence": "rows", "T": "keys", "keys": "keys"}
+LENGTHS = {
+    "N": "batch",
+    "B": "batch",
+    "M": "batch",
+    "K": "rows",
+    "batch": "batch",
+    "S": "rows",
+    "sequence": "rows",
+    "T": "keys",
+    "keys": "keys",
+}
 SETS = [
     {"batch": 1, "rows": 5, "keys": 5, "scale": 1.0, "padding": "left", "flag": True},
     {"batch": 2, "rows": 4, "keys": 6, "scale": 1e-3, "padding": "right", "flag": False},
@@ -32,8 +41,9 @@ def side_by_side(models: Mapping[str, ModelProto]) -> ModelProto:
     """One model with the graphs of all, which share nothing; what belongs to ``key`` is called ``key/...``."""
     whole = ModelProto()
     for key, model in models.items():
-        renamed = add_prefix(model, f"{key}/", rename_functions=False)
-        _name_nodes(renamed.graph, f"{key}/")
+        renamed = ModelProto()
+        renamed.CopyFrom(model)
+        _rename(renamed.graph, f"{key}/")
         if not whole.graph.name:
             whole.CopyFrom(renamed)
             continue
@@ -44,11 +54,16 @@ def side_by_side(models: Mapping[str, ModelProto]) -> ModelProto:
     return whole
 
 
-def _name_nodes(graph: onnx.GraphProto, prefix: str) -> None:
+def _rename(graph: onnx.GraphProto, prefix: str) -> None:
+    """Puts the prefix before every name, also of what bodies read from outside; nodes without a name get that of their output."""
     for node in graph.node:
-        node.name = node.name or next(filter(None, node.output), prefix)
+        for names in (node.input, node.output):
+            names[:] = [name and prefix + name for name in names]
+        node.name = prefix + node.name if node.name else next(filter(None, node.output), prefix)
         for attribute in node.attribute:
-            _name_nodes(attribute.g, prefix)
+            _rename(attribute.g, prefix)
+    for item in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        item.name = prefix + item.name
 
 
 def feeds_for(model: ModelProto) -> list[Feeds]:
@@ -69,7 +84,7 @@ def _made(value: onnx.ValueInfoProto, sizes: Mapping[str, Any]) -> Any:
         return np.where(_mask([shape[0], shape[-1]], sizes["padding"])[:, None, None] == 0, -1e4, 0).astype(dtype)
     if dtype.kind == "i":
         return rng.integers(0, 2 if name.startswith("type") else HIGHEST_ID, shape).astype(dtype)
-    return (sizes["scale"] * rng.normal(size=shape)).astype(dtype)
+    return np.asarray(sizes["scale"] * rng.normal(size=shape), dtype)
 
 
 def _mask(shape: list[int], padding: str) -> Any:
