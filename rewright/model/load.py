@@ -76,7 +76,7 @@ def _load_path(path: Path) -> Model:
     has_external_data = False
     for tensor in stubs(lists):
         if external_entries(tensor).get("location") != in_file:
-            _confine(tensor, path.parent)
+            _confine(tensor, path.parent, Path(os.path.realpath(path)).parent if path.is_symlink() else None)
             has_external_data = True
     return Model(proto, WeightFiles(), path, has_external_data, lists)
 
@@ -93,8 +93,12 @@ def _parse(data: mmap.mmap, path: Path) -> ModelProto:
     return proto
 
 
-def _confine(tensor: TensorProto, folder: Path) -> None:
-    """Checks that a stub stays inside ``folder`` and inside its file, and makes its location a session location."""
+def _confine(tensor: TensorProto, folder: Path, linked_to: Path | None = None) -> None:
+    """Checks that a stub stays inside ``folder`` and inside its file, and makes its location a session location.
+
+    The data file may be a link only if the model is one itself, and both lead to one folder, ``linked_to``, as in the cache of
+    the Hugging Face Hub. ONNX Runtime allows that too.
+    """
     entries = external_entries(tensor)
     location = entries.get("location", "")
     where = f"the external data of tensor '{tensor.name}'"
@@ -105,10 +109,12 @@ def _confine(tensor: TensorProto, folder: Path) -> None:
             "Move the data file beside the model and save the model with a relative location.",
         )
     path = folder / location
-    if path.is_symlink() or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    if linked_to is not None and path.is_symlink() and Path(os.path.realpath(path)).parent == linked_to:
+        path = Path(os.path.realpath(path))
+    elif path.is_symlink() or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ModelError(
             f"{where} is at '{location}', which is a symbolic link or leads outside the model's folder {folder}.",
-            "Put the data file itself beside the model; a Hugging Face cache only links to it, so download to a local folder.",
+            "Put the data file itself beside the model.",
         )
     if not path.is_file():
         raise ModelError(f"{where} is missing: {path} does not exist.", "Put the data file beside the model.")

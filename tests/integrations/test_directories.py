@@ -174,6 +174,22 @@ def test_links_are_followed_to_files_and_not_to_folders(tmp_path: Path) -> None:
     assert not any(path.is_symlink() for path in saved)
 
 
+def test_a_snapshot_of_the_hub_with_external_data(tmp_path: Path) -> None:
+    source = make_directory(tmp_path / "snapshot")
+    (tmp_path / "blobs").mkdir()
+    onnx.save(onnx.load(BERT), source / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=1024)
+    for name in (*CONFIGURATION, "model.onnx", "model.onnx_data"):
+        (source / name).rename(tmp_path / "blobs" / name[::-1])
+        (source / name).symlink_to(Path("..", "blobs", name[::-1]))
+    before = contents(tmp_path)
+    result = optimize(source, tmp_path / "optimized", chain=CHAIN)
+    assert result.verdict == "passed"
+    saved = contents(tmp_path / "optimized")
+    assert saved.keys() == {*CONFIGURATION, "model.onnx", "model.onnx_data", "ort_config.json"}
+    assert saved["model.onnx_data"] != before["snapshot/model.onnx_data"]
+    assert {name: digest for name, digest in contents(tmp_path).items() if not name.startswith("optimized")} == before
+
+
 def test_progress_counts_all_files(tmp_path: Path) -> None:
     source = make_directory(tmp_path / "exported", encoder_model=ENCODER, model=BERT)
     told: list[tuple[str, int, int]] = []

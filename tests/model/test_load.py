@@ -179,6 +179,33 @@ def test_external_data_behind_a_symbolic_link_is_refused(through: str, tmp_path:
     assert "symbolic link" in refusal(external(location, None, folder)).message
 
 
+def linked(tmp_path: Path, *, data: str, model: str = "blobs/m") -> Path:
+    """A model and its data as links, as the cache of the Hugging Face Hub has them; the path of the model."""
+    for folder in ("blobs", "others", "snapshot"):
+        (tmp_path / folder).mkdir()
+    external("w.bin", LARGE.tobytes(), tmp_path / "snapshot").rename(tmp_path / model)
+    (tmp_path / "snapshot" / "w.bin").rename(tmp_path / data)
+    for name, target in (("m.onnx", model), ("w.bin", data)):
+        if not target.startswith("snapshot"):
+            (tmp_path / "snapshot" / name).symlink_to(Path("..", target))
+    return tmp_path / "snapshot" / "m.onnx"
+
+
+def test_a_model_and_its_data_may_both_be_links_into_one_folder(tmp_path: Path) -> None:
+    loaded = load(linked(tmp_path, data="blobs/w"))
+    (tensor,) = loaded.proto.graph.initializer
+    np.testing.assert_array_equal(loaded.tensor(tensor), LARGE)
+    loaded.save(tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx.data").is_symlink()
+    with pytest.raises(UsageError, match="holds the input model"):
+        loaded.save(tmp_path / "blobs" / "w", external_data=False)
+
+
+@pytest.mark.parametrize(("model", "data"), [("blobs/m", "others/w"), ("snapshot/m.onnx", "blobs/w")])
+def test_links_into_other_folders_are_refused(model: str, data: str, tmp_path: Path) -> None:
+    assert "symbolic link" in refusal(linked(tmp_path, model=model, data=data)).message
+
+
 BROKEN_ENTRIES = {
     "no location": ({"location": ""}, "outside the model's folder"),
     "offset is no number": ({"offset": "here"}, "not a number"),
