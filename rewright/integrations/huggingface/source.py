@@ -138,9 +138,8 @@ def _files(path: Path) -> _Files:
 
 def _chosen(path: Path, found: Sequence[PurePosixPath], file_names: Iterable[str] | None) -> list[PurePosixPath]:
     if not found:
-        parent = path.parent / CONFIG
         hint = "Export the model first: optimum-cli export onnx --model MODEL DIR."
-        raise UsageError(f"{path} is a directory that holds no .onnx file.", hint if not parent.is_file() else f"Is it {path.parent}? {hint}")
+        raise UsageError(f"{path} is a directory that holds no .onnx file.", hint)
     if file_names is None:
         return list(found)
     wanted = [file_names] if isinstance(file_names, str) else list(file_names)
