@@ -41,17 +41,19 @@ def worst(before: Sequence[float], after: Sequence[float]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "level"),
+    ("name", "level", "backend"),
     [
-        ("bert-classes", "O1"),
-        ("bert-classes", "O2"),
-        ("bert-classes", "O3"),
-        ("distilbert-classes", "O2"),
-        ("albert-classes", "O2"),
+        ("bert-classes", "O1", "standalone"),
+        ("bert-classes", "O2", "standalone"),
+        ("bert-classes", "O2", "auto"),
+        ("bert-classes", "O2", "ort"),
+        ("bert-classes", "O3", "standalone"),
+        ("distilbert-classes", "O2", "standalone"),
+        ("albert-classes", "O2", "standalone"),
     ],
 )
-def test_text_classification(optimized: Optimize, figures: Record, name: str, level: str) -> None:
-    run = optimized(name, level)
+def test_text_classification(optimized: Optimize, figures: Record, name: str, level: str, backend: str) -> None:
+    run = optimized(name, level, backend)
     if level == "O1":  # cleanups only
         assert run.result.verdict == "passed"
         assert run.attentions() == {"model.onnx": 0}
