@@ -113,7 +113,8 @@ def optimize(
     if failure is not None:
         console.error(failure.message, f"Nothing was written to {output}. {failure.hint}".rstrip())
         return failure.exit_status
-    elsewhere = [name for name, used in _backends(report).items() if backend not in used]
+    # with auto, a pass that has both is run by each of them in turn
+    elsewhere = [name for name, used in _backends(report).items() if ("ort" if backend == "auto" else backend) not in used]
     if elsewhere and backend != "standalone" and not quiet:
         console.note(f"without the backend {backend}: {', '.join(elsewhere)}")
     return _conclude(report, verify, output, quiet)

@@ -100,12 +100,12 @@ def test_a_chain_file(command_line, tmp_path):
     assert json.loads(outcome.out)["chain"] == "gelu, constant-folding{max_bytes=64}"
 
 
-def test_the_passes_without_the_wanted_backend_are_named(command_line, tmp_path):
-    outcome = command_line(
-        "optimize", BERT, "-o", tmp_path / "out.onnx", "-p", "dead-code", "--backend", "ort", "--verify", "off"
-    )
+@pytest.mark.parametrize("backend", ["ort", "auto"])
+def test_the_passes_without_the_wanted_backend_are_named(backend, command_line, tmp_path):
+    options = ["-p", "dead-code, gelu", "--backend", backend, "--verify", "off"]
+    outcome = command_line("optimize", BERT, "-o", tmp_path / "out.onnx", *options)
     assert outcome.status == 0
-    assert "without the backend ort: dead-code\n" in outcome.err
+    assert f"without the backend {backend}: dead-code\n" in outcome.err
 
 
 def test_a_wrong_pass_is_rolled_back_and_the_rest_applies(command_line, tmp_path, wrong):
