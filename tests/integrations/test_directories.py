@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from directories import (
 )
 
 import rewright
+from rewright import Match, PatternPass
 from rewright.integrations.huggingface import optimize
 
 CHAIN = "layer-norm, gelu, skip-layer-norm"
@@ -76,6 +78,35 @@ def test_the_merged_decoder_computes_what_it_did_in_both_branches(tmp_path: Path
             strict=True,
         ):
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+class WrongInOneBranch(PatternPass):
+    """Softmax(x) -> Sigmoid(x) in one branch of a merged decoder."""
+
+    name = "wrong-in-one-branch"
+    branch: str
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Softmax(x)
+
+    def check(self, match: Match, x: Any) -> None:
+        match.require(match.root.outputs[0].name.startswith(self.branch), "it is the other branch", x)
+
+    def rewrite(self, op: Any, x: Any) -> Any:
+        return op.Sigmoid(x)
+
+
+@pytest.mark.parametrize("branch", ["first", "following"])
+@pytest.mark.parametrize("mask", ["past_sequence_length + sequence_length", "past_sequence_length + 1", "mask_length"])
+def test_each_branch_of_a_merged_decoder_is_compared_however_its_mask_is_named(branch: str, mask: str, tmp_path: Path) -> None:
+    source = make_directory(tmp_path / "exported", decoder_model_merged=merged_decoder(mask))
+    chain = rewright.Chain([WrongInOneBranch(branch=branch), "gelu"])
+    report = optimize(source, tmp_path / "optimized", chain=chain).files["decoder_model_merged.onnx"].report
+    wrong, gelu = report.passes
+    assert (wrong.status, len(wrong.sites)) == ("rolled-back", 1)
+    assert (gelu.status, len(gelu.sites)) == ("applied", 2)
+    assert report.parity is not None
+    assert report.parity.dropped == []
 
 
 @pytest.mark.parametrize("layout", ["one", "many"])
