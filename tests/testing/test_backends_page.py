@@ -16,7 +16,7 @@ from rewright.passes.deferral import Deferral
 from rewright.passes.pattern_pass import PatternPass
 from rewright.registry.catalog import Catalog
 from rewright.testing.backends import page
-from rewright.testing.backends.cells import Reasons, kernel_types, outcome, summary, types
+from rewright.testing.backends.cells import Reasons, kernels, outcome, summary, types
 from rewright.testing.backends.page import COMMAND
 from rewright.testing.backends.trials import Trial, tried, tried_passes
 from rewright.testing.mutants.subjects import FUSIONS
@@ -65,7 +65,7 @@ def test_every_pass_has_a_line_and_every_fusion_a_table(catalog, generated):
 
 
 def test_what_onnx_runtime_carries_out_and_what_it_declines(catalog, generated):
-    passes, deferrals = rows(generated, "## Passes"), rows(generated, "## What ONNX Runtime may put in")
+    passes, deferrals = rows(generated, "## Passes"), rows(generated, "## What ONNX Runtime puts in")
     for name in catalog:
         ort, said = catalog.get(name).ort, passes[name][-1]
         if ort is None:
@@ -94,7 +94,7 @@ def test_a_type_that_a_target_has_a_kernel_for_fires_on_it():
     for name, op in (("quick-gelu", "QuickGelu"), ("attention", "Attention"), ("rotary-embedding", "RotaryEmbedding")):
         for target in ("cpu", "cuda", "dml"):
             fires = [dtype for dtype in DTYPES if any(trial.ops for trial in tried(name, target, dtype))]
-            assert types(fires) == kernel_types([f"com.microsoft.{op}"], target), (name, target)
+            assert fires == kernels([f"com.microsoft.{op}"], target), (name, target)
 
 
 def test_a_plugins_pass_has_a_line(catalog, generated):
@@ -110,7 +110,7 @@ def test_a_plugins_pass_has_a_line(catalog, generated):
 
     text = page(catalog.extended(Acme))
     assert rows(text, "## Passes")["acme-gelu"] == ["all", "all", "all", "all", "FastGeluFusion"]
-    assert rows(text, "## What ONNX Runtime may put in")["acme-gelu"][3:] == ["f32", "all", "f32 f16", "no"]
+    assert rows(text, "## What ONNX Runtime puts in")["acme-gelu"][3:] == ["f32", "all", "f32 f16", "no"]
     assert rows(text, "## Kernels")["acme.Mystery"] == ["unknown"] * 4 + ["no contract"]
     assert "acme-gelu" not in generated
 

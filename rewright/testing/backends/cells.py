@@ -48,10 +48,11 @@ def types(names: Iterable[str]) -> str:
     return " ".join(SHORT[dtype] for dtype in found) or NONE
 
 
-def kernel_types(ops: Iterable[str], target: str) -> str:
+def kernels(ops: Iterable[str], target: str) -> list[str]:
     """The float types for which the target runs one of the ops; an op without contract is standard, and runs everywhere."""
     contracts = [contract_of(op) for op in ops]
-    return types(name for item in contracts for name in (DTYPES if item is None else item.kernels.get(target, ())))
+    found = {name for item in contracts for name in (DTYPES if item is None else item.kernels.get(target, ()))}
+    return [dtype for dtype in DTYPES if dtype in found]
 
 
 def summary(trials: Mapping[str, Sequence[Trial]]) -> str:

@@ -8,10 +8,11 @@ from typing import Final
 
 from rewright.ops.installed import DTYPES, registered_dtypes
 from rewright.passes.contract import Pass, Target
+from rewright.passes.deferral import Deferral
 from rewright.registry.catalog import Catalog
 from rewright.report.files import template
-from rewright.testing.backends.cells import ALL, NONE, SHORT, Reasons, contract_of, kernel_types, outcome, summary, types
-from rewright.testing.backends.trials import OPSETS, STANDARD_SINCE, TARGETS, tried, tried_passes
+from rewright.testing.backends.cells import ALL, NONE, SHORT, Reasons, contract_of, kernels, outcome, summary, types
+from rewright.testing.backends.trials import DEFERRED_AT, OPSETS, STANDARD_SINCE, TARGETS, deferred, tried, tried_passes
 
 VERSIONS: Final = ("1.31", "1.32")
 """The versions of ONNX Runtime that the page holds for."""
@@ -41,7 +42,7 @@ class TrialTable:
 
 @dataclass(frozen=True)
 class DeferralRow:
-    """What ONNX Runtime runs for a pass, what that may put in, and for which float types it is kept, a cell for each target."""
+    """What ONNX Runtime runs for a pass, what that may put in, and for which float types it did, a cell for each target."""
 
     name: str
     optimizers: str
@@ -76,6 +77,7 @@ def page(catalog: Catalog) -> str:
         short=SHORT,
         versions=" and ".join(VERSIONS),
         opsets=OPSETS,
+        deferred_at=DEFERRED_AT,
         command=COMMAND,
     )
     return text.rstrip("\n") + "\n"
@@ -91,7 +93,7 @@ def _standalone(item: type[Pass], target: Target) -> str:
         return NONE
     if item.name in tried_passes():
         return summary({dtype: tried(item.name, target, dtype) for dtype in DTYPES})
-    return kernel_types(item.emits, target) if item.emits else ALL
+    return types(kernels(item.emits, target)) if item.emits else ALL
 
 
 def _carriers(item: type[Pass]) -> str:
@@ -110,11 +112,19 @@ def _trial_table(name: str) -> TrialTable:
 
 
 def _deferral_row(item: type[Pass]) -> DeferralRow:
-    ort = item.ort
-    assert ort is not None
-    kept = [kernel_types(ort.makes, target) if ort.makes else ALL for target in TARGETS]
+    ort = item.ort or Deferral()
+    kept = [_kept(item.name, ort, target) for target in TARGETS]
     makes = _code(op.replace("::", ".") for op in ort.makes)
     return DeferralRow(item.name, _code(ort.optimizers) or "none", _code(ort.classes) or "none", makes or "nothing new", kept)
+
+
+def _kept(name: str, ort: Deferral, target: Target) -> str:
+    if not ort.makes:
+        return ALL
+    able = kernels(ort.makes, target)
+    if name not in tried_passes():
+        return types(able)
+    return types(dtype for dtype in able if deferred(name, target, dtype))
 
 
 def _contract_rows(passes: Iterable[type[Pass]]) -> Iterator[OpRow]:
@@ -124,7 +134,7 @@ def _contract_rows(passes: Iterable[type[Pass]]) -> Iterator[OpRow]:
         if contract is None:
             yield OpRow(op, ["unknown"] * len(TARGETS), "no contract")
         else:
-            yield OpRow(op, [kernel_types([op], target) for target in TARGETS], contract.source.partition(":")[0])
+            yield OpRow(op, [types(kernels([op], target)) for target in TARGETS], contract.source.partition(":")[0])
 
 
 def _standard_rows() -> Iterator[OpRow]:

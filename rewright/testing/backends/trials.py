@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Final, get_args
 
 import onnx
@@ -19,12 +19,17 @@ from rewright.passes.contract import Target
 from rewright.passes.session import PassSession
 from rewright.registry.catalog import default_catalog
 from rewright.report.wording import UNSPECIFIC
+from rewright.run.applying import apply_pass
 from rewright.testing import variants
-from rewright.testing.mutants import models
-from rewright.testing.mutants.subjects import FUSIONS, subject_for
+from rewright.testing.backends.examples import EXAMPLES
+from rewright.testing.mutants.subjects import FUSIONS, Subject, subject_for
+from rewright.verify.process import SessionWorker
 
 OPSETS: Final = (17, 20, 23)
 """Where the ops that passes put in became standard: LayerNormalization; Gelu; RMSNormalization, RotaryEmbedding, Attention."""
+
+DEFERRED_AT: Final = 20
+"""The opset at which ONNX Runtime's part is tried: it has no op of its own at a later one."""
 
 TARGETS: Final[tuple[Target, ...]] = get_args(Target)
 STANDARD_SINCE: Final[Mapping[str, int]] = {
@@ -53,7 +58,7 @@ class Trial:
 
 def tried_passes() -> tuple[str, ...]:
     """The passes that there are examples for."""
-    return tuple(name for name in FUSIONS if name in _EXAMPLES)
+    return tuple(name for name in FUSIONS if name in EXAMPLES)
 
 
 @cache
@@ -67,16 +72,38 @@ def tried(name: str, target: Target, dtype: str) -> tuple[Trial, ...]:
 
 
 def _tried(name: str, target: Target, dtype: str, opset: int) -> Trial | None:
-    example = _example(name, dtype, opset)
-    if example is None:
+    subject = _subject(name, target, dtype, opset)
+    if subject is None:
         return None
-    subject = subject_for(name, example, name, target=target)
     session = PassSession(subject.step, subject.before, target)
     subject.step.apply(session)
     ops = dict.fromkeys(op.replace("::", ".") for site in session.sites for op in site.ops_added if _tells(op))
     if ops:
         return Trial(opset, tuple(ops))
     return Trial(opset, reason=_telling([_PLACE.sub("", item.reason) for item in session.rejections]) or _nothing_left(name))
+
+
+@cache
+def deferred(name: str, target: Target, dtype: str) -> tuple[str, ...]:
+    """The ops that ONNX Runtime puts into the example for the pass, at DEFERRED_AT and before the checks.
+
+    Raises:
+        KeyError: there is no example for the pass.
+    """
+    subject = _subject(name, target, dtype, DEFERRED_AT)
+    if subject is None or subject.step.ort is None:
+        return ()
+    step = subject.step.model_copy(update={"backend": "ort"})
+    session = PassSession(step, subject.before, target, isolation=_worker())
+    apply_pass(step, session)
+    added = (op for site in session.sites for op in site.ops_added if op in subject.step.ort.makes)
+    return tuple(dict.fromkeys(op.replace("::", ".") for op in added))
+
+
+@cache
+def _worker() -> SessionWorker:
+    """A process in which ONNX Runtime may die."""
+    return SessionWorker()
 
 
 def _tells(op: str) -> bool:
@@ -92,17 +119,23 @@ def _telling(reasons: Sequence[str]) -> str:
 
 
 def _nothing_left(name: str) -> str:
-    earlier = [step for step in default_catalog().get(name).after if step in _EXAMPLES]
+    earlier = [step for step in default_catalog().get(name).after if step in EXAMPLES]
     return f"what it follows ({', '.join(earlier)}) has put in nothing that it takes" if earlier else "it finds nothing"
+
+
+@cache
+def _subject(name: str, target: Target, dtype: str, opset: int) -> Subject | None:
+    """The pass and its example, as what it follows leaves it; None where ONNX has no such model."""
+    example = _example(name, dtype, opset)
+    return None if example is None else subject_for(name, example, name, target=target)
 
 
 @cache
 def _example(name: str, dtype: str, opset: int) -> Model | None:
     """The model for the pass, or None where ONNX does not have one of its ops in that type."""
-    model = load(_EXAMPLES[name](opset))
+    model = _tidied(EXAMPLES[name], opset)
     if dtype != "float32":
-        # Constants are computed first: not every type has kernels for that.
-        model = variants.in_dtype(Chain("constant-folding").run(model, verify="off").model, dtype)
+        model = variants.in_dtype(model, dtype)
     try:
         onnx.shape_inference.infer_shapes(model.proto, check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError:
@@ -110,35 +143,7 @@ def _example(name: str, dtype: str, opset: int) -> Model | None:
     return model
 
 
-def _norms(opset: int) -> ModelProto:
-    return models.norms(opset, 1e-5)
-
-
-def _activations(function: Callable[..., object], opset: int) -> ModelProto:
-    return models.activations(opset, function, biased=True)  # type: ignore[arg-type]
-
-
-def _attention(opset: int) -> ModelProto:
-    return models.AttentionLayers(opset=opset, mask="added")()
-
-
-_gelu: Final = partial(_activations, models.gelu)
-_tanh_gelu: Final = partial(_activations, models.tanh_gelu)
-_EXAMPLES: Final[Mapping[str, Callable[[int], ModelProto]]] = {
-    "layer-norm": _norms,
-    "skip-layer-norm": _norms,
-    "bias-skip-layer-norm": _norms,
-    "rms-norm": models.rms_norms,
-    "skip-rms-norm": models.rms_norms,
-    "embed-layer-norm": partial(models.embeddings, True, "counted"),
-    "rotary-embedding": partial(models.rotary, "halves", 8, False),
-    "gelu": _gelu,
-    "fast-gelu": _tanh_gelu,
-    "quick-gelu": partial(_activations, models.quick_gelu(1.702)),
-    "gelu-approximation": _gelu,
-    "bias-gelu": _gelu,
-    "gemm-fast-gelu": _tanh_gelu,
-    "attention": _attention,
-    "multi-head-attention": _attention,
-    "group-query-attention": lambda opset: models.AttentionLayers(opset=opset, groups=2, size=8, mask="causal")(),
-}
+@cache
+def _tidied(build: Callable[[int], ModelProto], opset: int) -> Model:
+    """Cleaned up in float32, since constants cannot be computed in every type."""
+    return Chain("O1").run(load(build(opset)), verify="off").model

@@ -16,7 +16,9 @@ from onnx import ModelProto, TensorProto
 from rewright.testing.builder import GraphBuilder
 from rewright.testing.handles import Value
 
-_WIDTH: Final = 16
+WIDTH: Final = 16
+"""Features of each model here."""
+
 _LOWEST: Final = float(np.finfo(np.float32).min)
 _INFINITE: Final = -math.inf
 
@@ -37,21 +39,25 @@ class Example:
 # ----------------------------------------------------------------------------------------------------------------- pieces
 
 
-def _mean(g: GraphBuilder, x: Value) -> Any:
+def mean(g: GraphBuilder, x: Value) -> Any:
+    """Over the last axis, which is kept."""
     return g.ReduceMean(x, [-1], keepdims=1) if g.opset >= 18 else g.ReduceMean(x, axes=[-1], keepdims=1)
 
 
-def _layer_norm(g: GraphBuilder, x: Value, epsilon: float, biased: bool = True) -> Any:
-    centred = x - _mean(g, x)
-    scaled = centred / g.Sqrt(_mean(g, g.Pow(centred, 2.0)) + epsilon) * (g.weight(_WIDTH) * 0.2 + 1.0)
-    return scaled + g.weight(_WIDTH) if biased else scaled
+def layer_norm(g: GraphBuilder, x: Value, epsilon: float, biased: bool = True) -> Any:
+    """Decomposed, with a scale, and with a bias if asked for."""
+    centred = x - mean(g, x)
+    scaled = centred / g.Sqrt(mean(g, g.Pow(centred, 2.0)) + epsilon) * (g.weight(WIDTH) * 0.2 + 1.0)
+    return scaled + g.weight(WIDTH) if biased else scaled
 
 
-def _rms_norm(g: GraphBuilder, x: Value, epsilon: float) -> Any:
-    return x / g.Sqrt(_mean(g, x * x) + epsilon) * g.weight(_WIDTH)
+def rms_norm(g: GraphBuilder, x: Value, epsilon: float) -> Any:
+    """Decomposed, with a scale."""
+    return x / g.Sqrt(mean(g, x * x) + epsilon) * g.weight(WIDTH)
 
 
-def _linear(g: GraphBuilder, x: Value, columns: int = _WIDTH, biased: bool = True, rows: int = _WIDTH) -> Any:
+def linear(g: GraphBuilder, x: Value, columns: int = WIDTH, biased: bool = True, rows: int = WIDTH) -> Any:
+    """x @ weight, and a bias if asked for."""
     product = x @ g.weight(rows, columns)
     return product + g.weight(columns) if biased else product
 
@@ -66,15 +72,16 @@ def tanh_gelu(g: GraphBuilder, x: Value) -> Any:
     return x * 0.5 * (g.Tanh((x + g.Pow(x, 3.0) * 0.044715) * math.sqrt(2.0 / math.pi)) + 1.0)
 
 
-def _input(g: GraphBuilder, name: str = "x", length: str = "sequence") -> Any:
-    return g.input(name, "float32", ["batch", length, _WIDTH])
+def hidden_states(g: GraphBuilder, name: str = "x", length: str = "sequence") -> Any:
+    """An input (batch, length, WIDTH) of floats."""
+    return g.input(name, "float32", ["batch", length, WIDTH])
 
 
 def _heads(g: GraphBuilder, x: Value, count: int, size: int) -> Any:
     return g.Transpose(g.Reshape(x, [0, 0, count, size]), perm=[0, 2, 1, 3])
 
 
-def _merged(g: GraphBuilder, x: Value, width: int = _WIDTH) -> Any:
+def _merged(g: GraphBuilder, x: Value, width: int = WIDTH) -> Any:
     return g.Reshape(g.Transpose(x, perm=[0, 2, 1, 3]), [0, 0, width])
 
 
@@ -115,9 +122,9 @@ def _numbers(g: GraphBuilder, *numbers: float) -> list[Value]:
 def norms(opset: int, epsilon: float) -> ModelProto:
     """Two layers of linear, residual and normalisation."""
     g = GraphBuilder(opset)
-    x = _input(g)
+    x = hidden_states(g)
     for _ in range(2):
-        x = _layer_norm(g, _linear(g, x) + x, epsilon)
+        x = layer_norm(g, linear(g, x) + x, epsilon)
     g.output(x, "y")
     return g.model()
 
@@ -125,27 +132,27 @@ def norms(opset: int, epsilon: float) -> ModelProto:
 def pre_norms(opset: int) -> ModelProto:
     """The sums go on beside their normalisations, which have no bias."""
     g = GraphBuilder(opset)
-    x = _input(g)
+    x = hidden_states(g)
     for _ in range(2):
-        x = x + _linear(g, _layer_norm(g, x, 1e-6, biased=False))
-    g.output(_layer_norm(g, x, 1e-6, biased=False), "y")
+        x = x + linear(g, layer_norm(g, x, 1e-6, biased=False))
+    g.output(layer_norm(g, x, 1e-6, biased=False), "y")
     return g.model()
 
 
 def rms_norms(opset: int) -> ModelProto:
     """Two layers of a linear map of the normalised value, added to it, and a last normalisation."""
     g = GraphBuilder(opset)
-    x = _input(g)
+    x = hidden_states(g)
     for _ in range(2):
-        x = x + _linear(g, _rms_norm(g, x, 1e-6))
-    g.output(_rms_norm(g, x, 1e-6), "y")
+        x = x + linear(g, rms_norm(g, x, 1e-6))
+    g.output(rms_norm(g, x, 1e-6), "y")
     return g.model()
 
 
 def residual(opset: int, norm: Callable[[GraphBuilder, Value], Value]) -> ModelProto:
     """The normalised sum of two inputs, which may be as small as any, and the sum itself."""
     g = GraphBuilder(opset)
-    total = _input(g) + _input(g, "residual")
+    total = hidden_states(g) + hidden_states(g, "residual")
     g.output(norm(g, total), "y")
     g.output(total, "total")
     return g.model()
@@ -154,9 +161,9 @@ def residual(opset: int, norm: Callable[[GraphBuilder, Value], Value]) -> ModelP
 def activations(opset: int, function: Callable[[GraphBuilder, Value], Value], biased: bool) -> ModelProto:
     """Two linear maps, each with the activation after it."""
     g = GraphBuilder(opset)
-    x = _input(g)
+    x = hidden_states(g)
     for _ in range(2):
-        x = function(g, _linear(g, x, biased=biased))
+        x = function(g, linear(g, x, biased=biased))
     g.output(x, "y")
     return g.model()
 
@@ -190,8 +197,8 @@ class AttentionLayers:
 
     def __call__(self) -> ModelProto:
         g = GraphBuilder(self.opset)
-        x = _input(g)
-        memory = _input(g, "memory", "keys") if self.cross else None
+        x = hidden_states(g)
+        memory = hidden_states(g, "memory", "keys") if self.cross else None
         mask = self._mask(g, x)
         for _ in range(self.layers):
             x = self._layer(g, x, memory or x, mask)
@@ -216,15 +223,15 @@ class AttentionLayers:
 
     def _layer(self, g: GraphBuilder, x: Value, memory: Value, mask: Value | None) -> Any:
         groups, width = self.groups or self.heads, self.heads * self.size
-        query = _heads(g, _linear(g, x, width, self.biased), self.heads, self.size)
-        key, value = (_heads(g, _linear(g, memory, groups * self.size, self.biased), groups, self.size) for _ in range(2))
+        query = _heads(g, linear(g, x, width, self.biased), self.heads, self.size)
+        key, value = (_heads(g, linear(g, memory, groups * self.size, self.biased), groups, self.size) for _ in range(2))
         if groups != self.heads:
             key, value = (_repeated(g, item, groups, self.heads // groups, self.size) for item in (key, value))
         scores = query @ g.Transpose(key, perm=[0, 1, 3, 2]) * (self.scale or 1 / math.sqrt(self.size))
         if self.softcap is not None:
             scores = g.Tanh(scores / self.softcap) * self.softcap
         context = self._probabilities(g, scores, mask) @ value
-        return _linear(g, _merged(g, context, width), rows=width)
+        return linear(g, _merged(g, context, width), rows=width)
 
     def _probabilities(self, g: GraphBuilder, scores: Value, mask: Value | None) -> Any:
         if mask is None:
@@ -275,27 +282,27 @@ def embeddings(types: bool, positions: str, opset: int = 17) -> ModelProto:
     """Embeddings of words, positions (from a Range, or given) and token types, normalised."""
     g = GraphBuilder(opset)
     ids = g.input("input_ids", "int64", ["batch", "sequence"])
-    total = g.Gather(g.weight(20, _WIDTH), ids, axis=0)
+    total = g.Gather(g.weight(20, WIDTH), ids, axis=0)
     if types:
-        total = total + g.Gather(g.weight(2, _WIDTH), g.input("token_type_ids", "int64", ["batch", "sequence"]), axis=0)
+        total = total + g.Gather(g.weight(2, WIDTH), g.input("token_type_ids", "int64", ["batch", "sequence"]), axis=0)
     where = (
         g.Unsqueeze(_positions(g, ids), [0])
         if positions == "counted"
         else g.input("position_ids", "int64", ["batch", "sequence"])
     )
-    total = total + g.Gather(g.weight(24, _WIDTH), where, axis=0)
-    g.output(_linear(g, _layer_norm(g, total, 1e-5)), "y")
+    total = total + g.Gather(g.weight(24, WIDTH), where, axis=0)
+    g.output(linear(g, layer_norm(g, total, 1e-5)), "y")
     return g.model()
 
 
 def _untidy() -> Any:
     """What exporters leave: constants that are computed, nodes without effect or use, values and lengths computed twice."""
     g = GraphBuilder(17)
-    x = _input(g)
-    weight = g.weight(_WIDTH)
+    x = hidden_states(g)
+    weight = g.weight(WIDTH)
     scale = g.Sqrt(weight * weight)
     g.Exp(x)
-    total = g.Identity(_linear(g, x)) * scale
+    total = g.Identity(linear(g, x)) * scale
     first, second = g.Tanh(total), g.Tanh(total)
     batch, length = (g.Gather(g.Shape(value), [axis], axis=0) for axis, value in ((0, first), (1, second)))
     heads = g.Reshape(g.Transpose(first + second, perm=[0, 1, 2]), g.Concat(batch, length, [4], [4], axis=0))
@@ -327,9 +334,9 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "pre-norms": Example(lambda: pre_norms(18), _NORMS),
     "rms-norms": Example(lambda: rms_norms(18), _RMS),
     "rms-norms-23": Example(lambda: rms_norms(23), _RMS),
-    "residual": Example(lambda: residual(17, lambda g, x: _layer_norm(g, x, 1e-5)), {"skip-layer-norm": {}}),
-    "residual-rms": Example(lambda: residual(18, lambda g, x: _rms_norm(g, x, 1e-6)), {"skip-rms-norm": {}}),
-    "residual-rms-23": Example(lambda: residual(23, lambda g, x: _rms_norm(g, x, 1e-5)), {"skip-rms-norm": {}}),
+    "residual": Example(lambda: residual(17, lambda g, x: layer_norm(g, x, 1e-5)), {"skip-layer-norm": {}}),
+    "residual-rms": Example(lambda: residual(18, lambda g, x: rms_norm(g, x, 1e-6)), {"skip-rms-norm": {}}),
+    "residual-rms-23": Example(lambda: residual(23, lambda g, x: rms_norm(g, x, 1e-5)), {"skip-rms-norm": {}}),
     "gelu": Example(lambda: activations(17, gelu, biased=True), _GELU),
     "gelu-20": Example(lambda: activations(20, gelu, biased=False), {"gelu": {}, "gelu-approximation": {}}),
     "tanh-gelu": Example(lambda: activations(17, tanh_gelu, biased=True), _TANH),
