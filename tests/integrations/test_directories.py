@@ -25,6 +25,7 @@ from directories import (
 import rewright
 from rewright import Match, PatternPass
 from rewright.integrations.huggingface import optimize
+from rewright.model import save as saving
 
 CHAIN = "layer-norm, gelu, skip-layer-norm"
 
@@ -135,6 +136,16 @@ def test_external_data_is_written_where_the_source_had_it_under_the_name_that_op
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_that_one_file_cannot_hold_gets_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "INLINE_LIMIT", 50_000)  # 2 GiB, but for the time that takes
+    source = make_directory(tmp_path / "exported", model=BERT, decoder_model=merged_decoder())
+    optimize(source, tmp_path / "optimized", chain="gelu")
+    saved = contents(tmp_path / "optimized")
+    assert {name for name in saved if ".onnx" in name} == {"model.onnx", "model.onnx_data", "decoder_model.onnx"}
+    (wanted,), (got,) = (outputs_of(path / "model.onnx", token_feeds()) for path in (source, tmp_path / "optimized"))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_models_in_a_subfolder_stay_there(tmp_path: Path) -> None:
     source = make_directory(tmp_path / "exported")
     make_directory(source / "onnx", model=BERT)
@@ -177,11 +188,12 @@ def test_only_the_files_that_are_asked_for(tmp_path: Path) -> None:
 
 def test_the_record_says_what_was_done(tmp_path: Path) -> None:
     source = make_directory(tmp_path / "exported", model=BERT)
-    (source / "ort_config.json").write_text('{"optimization": {"fp16": true}}')
+    (source / "ort_config.json").write_text('{"optimization": {"fp16": true}, "quantization": {"is_static": false}}')
     optimize(source, tmp_path / "optimized", level="O1")
     record = json.loads((tmp_path / "optimized" / "ort_config.json").read_text())
     assert record["optimization"]["optimization_level"] == 1
     assert record["optimization"]["fp16"] is False, "what the source says of an earlier run is gone"
+    assert record["quantization"] == {"is_static": False}, "which is true still"
     told = record["rewright"]
     assert told["level"] == "O1"
     assert told["chain"] == str(rewright.Chain.at_level("O1"))

@@ -13,7 +13,7 @@ from rewright.api import Inputs
 from rewright.integrations.huggingface.inputs import inputs_by_model
 from rewright.integrations.huggingface.plan import Plan, make_plan
 from rewright.integrations.huggingface.saving import carry_over, check_save_dir, deliver, staged
-from rewright.integrations.huggingface.source import read_directory
+from rewright.integrations.huggingface.source import ModelDirectory, read_directory
 from rewright.integrations.optimum import save_ort_config
 from rewright.model.save import save
 from rewright.passes.contract import Backend, Target
@@ -133,7 +133,7 @@ def optimize(
         if report.verdict != "failed":
             report.save_dir = str(save_dir)
             report.carried = carry_over(source, stage)
-            _record(plan, report, stage)
+            _record(plan, source, report, stage)
             deliver(stage, place)
     return DirectoryResult(files, report, Path(save_dir))
 
@@ -144,7 +144,7 @@ def _progress_of(progress: Progress | None, name: str, index: int, count: int) -
     return lambda what, done, total: progress(f"{name}: {what}", index * total + done, count * total)
 
 
-def _record(plan: Plan, report: DirectoryReport, stage: Path) -> None:
+def _record(plan: Plan, source: ModelDirectory, report: DirectoryReport, stage: Path) -> None:
     """Writes ort_config.json: the options, the chain, and how each model fared."""
     data = {name: (stage / f"{name}{DATA_SUFFIX}").is_file() for name in report.files}
     files = {
@@ -162,5 +162,6 @@ def _record(plan: Plan, report: DirectoryReport, stage: Path) -> None:
         plan.config,
         plan.compiled,
         use_external_data_format=any(data.values()),
+        quantization=source.quantization,
         details={"level": plan.level, "chain": plan.chain.text, "target": plan.target, "verdict": report.verdict, "files": files},
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from rewright.model.carrier import Model, stubs
 from rewright.model.errors import ModelError, UsageError
@@ -64,12 +64,14 @@ class ModelDirectory:
     @property
     def model_type(self) -> str | None:
         """The model type that ``config.json`` names."""
-        try:
-            content = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return None
-        found = content.get("model_type") if isinstance(content, dict) else None
+        found = _read_json(self.path / CONFIG, dict).get("model_type")
         return found if isinstance(found, str) else None
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """What Optimum has recorded of how the models were quantized."""
+        found = _read_json(self.path / REPLACED, dict).get("quantization")
+        return found if isinstance(found, dict) else {}
 
 
 def read_directory(source: object, file_names: Iterable[str] | None = None) -> ModelDirectory:
@@ -183,13 +185,21 @@ def _belongs_to(file: Path, models: Iterable[Path]) -> bool:
 
 def _sentence_modules(path: Path) -> set[str]:
     """The folders of modules that sentence-transformers runs after the model, and whose weights it needs."""
-    try:
-        content = json.loads((path / _SENTENCE_MODULES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return set()
-    entries = content if isinstance(content, list) else []
+    entries = _read_json(path / _SENTENCE_MODULES, list)
     paths = (entry.get("path") for entry in entries if isinstance(entry, dict))
     return {PurePosixPath(each).as_posix() for each in paths if isinstance(each, str) and each}
+
+
+Content = TypeVar("Content", dict[str, Any], list[Any])
+
+
+def _read_json(file: Path, kind: type[Content]) -> Content:
+    """What a file holds; nothing if it is not there, or holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return kind()
+    return content if isinstance(content, kind) else kind()
 
 
 def _messages(

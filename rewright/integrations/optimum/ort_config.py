@@ -73,6 +73,7 @@ def save_ort_config(
     *,
     use_external_data_format: bool = False,
     one_external_file: bool = True,
+    quantization: Mapping[str, Any] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes ``ort_config.json`` into a directory, through a temporary name.
@@ -85,6 +86,7 @@ def save_ort_config(
         config: the options; None where a chain was given in place of options, and then Optimum reads that nothing was asked for.
         compiled: what ``compile`` made of them.
         use_external_data_format, one_external_file: whether weights lie beside the model, and in one file.
+        quantization: options that the model was quantized with before, in the form of this file.
         details: more to tell, that JSON can say.
 
     Raises:
@@ -95,6 +97,7 @@ def save_ort_config(
     )
     if config is None:
         content["optimization"] = {}
+    content["quantization"] = dict(quantization or {})
     told: dict[str, Any] = {"versions": environment().versions}
     if compiled is not None:
         messages = [dataclasses.asdict(message) for message in compiled.messages]
