@@ -190,6 +190,12 @@ def broadcast(one: Size, other: Size) -> Size:
     if never_one(other):
         return other
     for size, rival in ((one, other), (other, one)):
+        # min(size, 64) is 1 only where the size is: buffers for the longest sequence are sliced like that.
+        capped = term_of(rival, "min")
+        if capped is not None and len(capped.arguments) == 2 and size in capped.arguments:
+            (cap,) = (argument for argument in capped.arguments if argument != size)
+            if isinstance(cap, int) and cap > 1:
+                return size
         # They can be broadcast if they are equal, or if the rival is 1: the size is what comes out unless it alone is 1. So
         # seq and min(seq, 64) make seq: position embeddings are sliced like that.
         where_one = _solved(size, 1)

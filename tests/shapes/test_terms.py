@@ -39,6 +39,8 @@ B, S, P = symbol("batch"), symbol("seq"), symbol("past")
         (terms.broadcast(B, S), "broadcast(batch, seq)"),
         (terms.broadcast(terms.broadcast(S, B), B), "broadcast(batch, seq)"),
         (terms.broadcast(S, terms.minimum(S, 64)), "seq"),
+        (terms.broadcast(add(S, P), terms.minimum(64, add(S, P))), "past + seq"),
+        (terms.broadcast(add(S, P), terms.minimum(1, add(S, P))), "broadcast(min(past + seq, 1), past + seq)"),
         (terms.broadcast(S, terms.minimum(P, 64)), "broadcast(min(past, 64), seq)"),
         (terms.broadcast(multiply(2, S), B), "2*seq"),
         (terms.sliced(0, -1, S), "max(seq - 1, 0)"),
