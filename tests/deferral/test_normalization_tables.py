@@ -65,8 +65,7 @@ LAYER_NORM = Table(
         "the-factor-is-an-input": Row(
             norm(layer_norm(scaled="n = Mul(q, f) y = Add(n, b)"), inputs="float[N, S, 8] x, float[N, S, 8] f"), None
         ),
-        # ONNX Runtime makes no session from this graph, whatever stands beside it.
-        "rank-1": Row(norm(layer_norm(), **RANK_1), None, alone=True),
+        "rank-1": Row(norm(layer_norm(), **RANK_1), None),
     },
     ("LayerNormalization",),
 )
