@@ -112,6 +112,13 @@ def _llama() -> hf.LlamaConfig:
     return hf.LlamaConfig(**_encoder(num_key_value_heads=2, bos_token_id=1, eos_token_id=2))
 
 
+def _gpt_neo() -> hf.GPTNeoConfig:
+    """Every other layer looks back only ``window_size`` tokens; the masks are slices of a buffer for the longest sequence."""
+    sizes = {"hidden_size": SIZE, "num_layers": LAYERS, "num_heads": HEADS, "max_position_embeddings": LONGEST}
+    kinds = {"attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 6}
+    return hf.GPTNeoConfig(vocab_size=360, initializer_range=SPREAD, bos_token_id=1, eos_token_id=2, **sizes, **kinds)
+
+
 def _bart() -> hf.BartConfig:
     sizes = {f"{part}_{what}": value for part in ("encoder", "decoder") for what, value in _HALF.items()}
     marks = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 2, "forced_eos_token_id": None}
@@ -197,6 +204,7 @@ RECIPES = {
     "vit-classes": Recipe("image-classification", lambda: hf.ViTForImageClassification(_vit(**_labels())), _image_processor),
     "gpt2-goes-on": Recipe("text-generation-with-past", lambda: hf.GPT2LMHeadModel(_gpt2()), _text_to_go_on),
     "llama-goes-on": Recipe("text-generation-with-past", lambda: hf.LlamaForCausalLM(_llama()), _text_to_go_on),
+    "gpt-neo-goes-on": Recipe("text-generation-with-past", lambda: hf.GPTNeoForCausalLM(_gpt_neo()), _text_to_go_on),
     "bart": Recipe(_TEXT2TEXT, lambda: hf.BartForConditionalGeneration(_bart()), _text_without_types, _SEQ2SEQ, _SEPARATE),
     "bart-merged": Recipe(_TEXT2TEXT, lambda: hf.BartForConditionalGeneration(_bart()), _text_without_types, _MERGED),
     "t5": Recipe(_TEXT2TEXT, lambda: hf.T5ForConditionalGeneration(_t5("relu")), _text_without_types, _SEQ2SEQ, _SEPARATE),

@@ -22,7 +22,7 @@ GREEDY = SEARCH | {"output_logits": True, "return_dict_in_generate": True}
 BEAMS = SEARCH | {"num_beams": 3, "num_return_sequences": 2}
 MODELS = {"text-generation-with-past": ORTModelForCausalLM, "text2text-generation-with-past": ORTModelForSeq2SeqLM}
 
-CAUSAL = ("gpt2-goes-on", "llama-goes-on")
+CAUSAL = ("gpt2-goes-on", "gpt-neo-goes-on", "llama-goes-on")
 SEQ2SEQ = ("bart", "bart-merged", "t5", "t5-merged")
 
 
