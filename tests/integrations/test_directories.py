@@ -180,10 +180,24 @@ def test_only_the_files_that_are_asked_for(tmp_path: Path) -> None:
     (source / "model_quantized.onnx_data").write_bytes(b"of a model that is not read")
     result = optimize(source, tmp_path / "optimized", chain="gelu", file_names="onnx/model.onnx")
     assert list(result.files) == ["onnx/model.onnx"]
-    assert result.messages == ["not asked for, and not carried over: model.onnx, model_quantized.onnx."]
+    (message,) = result.messages
+    assert message == "not asked for, and not carried over: model.onnx, model_quantized.onnx, model_quantized.onnx_data."
     assert "model_quantized.onnx_data" not in contents(tmp_path / "optimized")
     both = optimize(source, tmp_path / "both", chain="gelu", file_names=["model.onnx"])
     assert list(both.files) == ["model.onnx"], "the exact path comes before the name"
+
+
+def test_files_beside_a_model_that_it_does_not_read(tmp_path: Path) -> None:
+    """Left behind by an earlier export, where the new weights might go; and a configuration that is named after its model."""
+    source = make_directory(tmp_path / "exported")
+    onnx.save(onnx.load(BERT), source / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=1024)
+    (source / "model.onnx_data").write_bytes(b"old")
+    (source / "model.onnx.json").write_text("{}")
+    result = optimize(source, tmp_path / "optimized", chain=CHAIN)
+    assert result.messages == ["named like weights, read by no model, and not carried over: model.onnx_data."]
+    assert (tmp_path / "optimized" / "model.onnx.json").read_text() == "{}"
+    (wanted,), (got,) = (outputs_of(path / "model.onnx", token_feeds()) for path in (source, tmp_path / "optimized"))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_record_says_what_was_done(tmp_path: Path) -> None:

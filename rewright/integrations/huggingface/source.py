@@ -90,17 +90,17 @@ def read_directory(source: object, file_names: Iterable[str] | None = None) -> M
         path = Path(os.path.abspath(source))
         _check_directory(path)
         found = _files(path)
-        return _directory(path, found, _chosen(path, found.models, file_names))
-    files = _loaded_files(source)
-    path = _root_of(files)
-    chosen = [PurePosixPath(file.relative_to(path).as_posix()) for file in files]
-    directory = _directory(path, _files(path), _chosen(path, chosen, file_names))
-    names = {"config": CONFIG, "generation_config": "generation_config.json"}
-    carried = set(map(str, directory.carried))
-    missing: dict[str, Any] = {file: getattr(source, name, None) for name, file in names.items() if file not in carried}
-    configured = {file: held for file, held in missing.items() if hasattr(held, "save_pretrained")}
-    messages = [message for message in directory.messages if CONFIG not in configured or message != _no_config(path)]
-    return ModelDirectory(path, directory.models, directory.carried, messages, configured)
+        return _directory(path, found, _chosen(path, found.models, file_names), {})
+    loaded = _loaded_files(source)
+    path = _root_of(loaded)
+    found = _files(path)
+    configured: dict[str, Configured] = {
+        file: getattr(source, name)
+        for name, file in (("config", CONFIG), ("generation_config", "generation_config.json"))
+        if not (path / file).exists() and hasattr(getattr(source, name, None), "save_pretrained")
+    }
+    names = [PurePosixPath(file.relative_to(path).as_posix()) for file in loaded]
+    return _directory(path, found, _chosen(path, names, file_names), configured)
 
 
 @dataclass(frozen=True)
@@ -157,20 +157,34 @@ def _chosen(path: Path, found: Sequence[PurePosixPath], file_names: Iterable[str
     return sorted(set(chosen))
 
 
-def _directory(path: Path, found: _Files, chosen: Sequence[PurePosixPath]) -> ModelDirectory:
+def _directory(
+    path: Path, found: _Files, chosen: Sequence[PurePosixPath], configured: Mapping[str, Configured]
+) -> ModelDirectory:
     models = {str(name): load(path / name) for name in chosen}
-    ignored = [name for name in found.models if str(name) not in models]
-    data = {os.path.realpath(file) for model in models.values() for file in _data_files(model)}
-    unread = {name for name in found.others if _belongs_to(path / name, [path / each for each in ignored])}
+    read = {os.path.realpath(file) for model in models.values() for file in _data_files(model)}
+    left = _Left([name for name in found.models if str(name) not in models], [], [], found.links)
     modules = _sentence_modules(path)
     carried: list[PurePosixPath] = []
-    weights: list[PurePosixPath] = []
     for name in found.others:
-        if os.path.realpath(path / name) in data or name in unread or str(name) == REPLACED:
+        if os.path.realpath(path / name) in read or str(name) == REPLACED:
             continue
-        is_weight = any(fnmatch(name.name, pattern) for pattern in _WEIGHTS) and str(name.parent) not in modules
-        (weights if is_weight else carried).append(name)
-    return ModelDirectory(path, models, carried, list(_messages(path, ignored, weights, found.links)))
+        if _is_data_of(name, found.models):
+            left.data.append(name)
+        elif any(fnmatch(name.name, pattern) for pattern in _WEIGHTS) and str(name.parent) not in modules:
+            left.weights.append(name)
+        else:
+            carried.append(name)
+    return ModelDirectory(path, models, carried, list(_messages(path, left, CONFIG in configured)), configured)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What is not carried over: models that were not asked for, files named like their data, other weights, links to folders."""
+
+    models: list[PurePosixPath]
+    data: list[PurePosixPath]
+    weights: list[PurePosixPath]
+    links: list[PurePosixPath]
 
 
 def _data_files(model: Model) -> set[Path]:
@@ -178,9 +192,10 @@ def _data_files(model: Model) -> set[Path]:
     return {slice_of(tensor).path for tensor in stubs(model.node_lists)} - {model.path}
 
 
-def _belongs_to(file: Path, models: Iterable[Path]) -> bool:
-    """Whether the file is named as external data of one of the models, which are not read."""
-    return any(file.parent == model.parent and file.name.startswith(model.name) for model in models)
+def _is_data_of(file: PurePosixPath, models: Iterable[PurePosixPath]) -> bool:
+    """Whether the file is named as external data of one of the models: model.onnx_data, model.onnx.data, model.onnx_data_1."""
+    beside = (model.name for model in models if model.parent == file.parent)
+    return any(file.name.startswith((f"{name}_data", f"{name}.data")) for name in beside)
 
 
 def _sentence_modules(path: Path) -> set[str]:
@@ -202,26 +217,24 @@ def _read_json(file: Path, kind: type[Content]) -> Content:
     return content if isinstance(content, kind) else kind()
 
 
-def _messages(
-    path: Path, ignored: Sequence[PurePosixPath], weights: Sequence[PurePosixPath], links: Sequence[PurePosixPath]
-) -> Iterator[str]:
-    if not (path / CONFIG).is_file() and not (path / PIPELINE_CONFIG).is_file():
-        yield _no_config(path)
-    if ignored:
-        yield f"not asked for, and not carried over: {', '.join(map(str, ignored))}."
-    if weights:
-        size = sum((path / name).stat().st_size for name in weights)
-        yield (
-            f"weights in other forms than ONNX ({byte_size(size)}) are not carried over: {', '.join(map(str, weights))};"
-            " copy them where something else needs them."
-        )
-    if links:
-        yield f"links to folders are not followed: {', '.join(map(str, links))}."
+def _messages(path: Path, left: _Left, is_configured: bool) -> Iterator[str]:
+    if not is_configured and not (path / CONFIG).is_file() and not (path / PIPELINE_CONFIG).is_file():
+        hint = f" {path.parent} has one: is that the directory?" if (path.parent / CONFIG).is_file() else ""
+        yield f"{path} has no {CONFIG}, without which Optimum does not load a model.{hint}"
+    if left.models:
+        yield f"not asked for, and not carried over: {_listed([*left.models, *left.data])}."
+    elif left.data:
+        yield f"named like weights, read by no model, and not carried over: {_listed(left.data)}."
+    if left.weights:
+        size = byte_size(sum((path / name).stat().st_size for name in left.weights))
+        what = f"weights in other forms than ONNX ({size}) are not carried over: {_listed(left.weights)}"
+        yield f"{what}; copy them where something else needs them."
+    if left.links:
+        yield f"links to folders are not followed: {_listed(left.links)}."
 
 
-def _no_config(path: Path) -> str:
-    hint = f" {path.parent} has one: is that the directory?" if (path.parent / CONFIG).is_file() else ""
-    return f"{path} has no {CONFIG}, without which Optimum does not load a model.{hint}"
+def _listed(names: Iterable[PurePosixPath]) -> str:
+    return ", ".join(map(str, names))
 
 
 def _loaded_files(source: object) -> list[Path]:
