@@ -5,13 +5,17 @@ Neither torch nor sympy is needed: shapes come from the model's ``value_info``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from onnx import ModelProto
 
-from rewright.model.carrier import node_lists
+from rewright.model.carrier import Model, node_lists
+from rewright.model.mixture import mixture
+from rewright.model.regions import GraphIndex, Region, regions
+from rewright.model.weights import WeightFiles
 from rewright.passes.ort.anchor_guard import Guarded, described, guarded, quiet
 from rewright.passes.ort.fusion_classes import ClassOptions, FusionClass, fusion_class
 from rewright.passes.ort.fusion_finish import finished
@@ -25,9 +29,10 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         model: a serialized skeleton. Its ``value_info`` is what the classes know of shapes; dimensions of equal names are equal.
-        arguments: "root", the folder that the skeleton's external data is relative to; "folder", an existing one to write to;
-            "classes", keys of ``fusion_classes.FUSION_CLASSES``; "options", fields of ``ClassOptions``, whose sizes are found
-            from the shapes around softmaxes where they are 0; "most_bytes", how much of the weights may be in memory.
+        arguments: "root", the folder that the skeleton's external data is relative to, ``Model.SESSION_FOLDER``; "folder", an
+            existing one to write to; "classes", keys of ``fusion_classes.FUSION_CLASSES``; "options", fields of
+            ``ClassOptions``, whose sizes are found from the shapes around softmaxes where they are 0; "most_bytes", how much
+            of the weights may be in memory.
 
     Returns:
         "path": the file written, whose weights lie in one file beside it; empty where no class changed anything.
@@ -70,21 +75,46 @@ def _after(
         owner = model_class(transformers_module("onnx_model").OnnxModel, weights)
         with finished(proto):
             model = owner(proto)
+            for step in entry.clears_first:
+                fusion_class(step).make(step, model, options).apply()
             entry.make(name, model, options).apply()
             model.prune_graph()
         return weights.skeleton(proto)
 
     try:
         changed, seen = guarded(work)
+        if entry.clears_first:
+            changed = _only_what_is_fused(skeleton, changed, entry)
     except Exception as error:  # what the classes raise has no base of its own
         reply["errors"][name] = described(error)
         return skeleton
     _note(name, seen, reply)
-    fired = sum(seen.fired.values()) or abs(_count(changed) - _count(skeleton))  # steps have no anchors to count
+    if changed == skeleton:
+        return skeleton
+    fired = seen.fired.get(name.partition(":")[0], 0) or abs(_count(changed) - _count(skeleton))  # steps have no anchors to count
     if not fired:
         return skeleton
     reply["fired"][name] = fired
     return changed
+
+
+def _only_what_is_fused(before: bytes, after: bytes, entry: FusionClass) -> bytes:
+    """The skeleton after without the changes that put in no op of the class; as it was before where there is no other."""
+    old, new = (GraphIndex(Model(ModelProto.FromString(skeleton), WeightFiles())) for skeleton in (before, after))
+    found = regions(old, new)
+    undone = [region for region in found if not _puts_in(region, entry.emits)]
+    if len(undone) == len(found):
+        return before
+    kept = mixture(old, new, undone) if undone else None
+    return kept.proto.SerializeToString(deterministic=True) if kept is not None else after
+
+
+def _puts_in(region: Region, emitted: Collection[str]) -> bool:
+    added, removed = (
+        Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in nodes)
+        for nodes in (region.added, region.removed)
+    )
+    return not (added - removed).keys().isdisjoint(emitted)
 
 
 def _count(skeleton: bytes) -> int:
@@ -92,7 +122,7 @@ def _count(skeleton: bytes) -> int:
 
 
 def _note(name: str, seen: Guarded, reply: dict[str, Any]) -> None:
-    left_out = {anchor: reason for anchors in seen.left_out.values() for anchor, reason in anchors.items()}
+    left_out = seen.left_out.get(name.partition(":")[0])
     if left_out:
         reply["left_out"][name] = left_out
         first, reason = next(iter(left_out.items()))

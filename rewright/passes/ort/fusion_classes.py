@@ -69,6 +69,11 @@ class FusionClass:
     made: Making = "alone"
     keywords: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def clears_first(self) -> tuple[str, ...]:
+        """Entries that run before it, since it looks for what they leave; of what they do, only what it fuses is kept."""
+        return _BEFORE_ATTENTION if _CLEARED_FOR.intersection(self.emits) else ()
+
     def make(self, name: str, model: Any, options: ClassOptions) -> Any:
         """The class's object for a model.
 
@@ -135,6 +140,16 @@ _MAKERS: Final[Mapping[Making, Callable[..., Any]]] = {
 _MS: Final = "com.microsoft::"
 _NORMS: Final = ("SkipLayerNormalization", "LayerNormalization")
 _ATTENTION: Final = (f"{_MS}Attention", f"{_MS}MultiHeadAttention")
+
+# As the drivers do; a Cast to the type that is there already hides most attention.
+_CLEARED_FOR: Final = frozenset((*_ATTENTION, f"{_MS}EmbedLayerNormalization"))
+_BEFORE_ATTENTION: Final = (
+    "FusionUtils:identities",
+    "FusionUtils:casts",
+    "FusionReshape",
+    "FusionSkipLayerNormalization",
+    "FusionSkipSimplifiedLayerNormalization",
+)
 
 
 def _utility(method: str, anchor: str) -> FusionClass:

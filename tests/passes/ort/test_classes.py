@@ -23,10 +23,13 @@ from rewright.model.carrier import all_graphs
 from rewright.model.load import load
 from rewright.model.weights import location_of, point_to
 from rewright.passes.ort import classes
+from rewright.passes.ort.carrying import _with_shapes
 from rewright.passes.ort.fusion_classes import FUSION_CLASSES, ClassOptions, FusionClass
 from rewright.passes.ort.fusion_model import model_class, transformers_module
 from rewright.passes.ort.head_sizes import head_sizes
 from rewright.passes.ort.proto_weights import ProtoWeights
+from rewright.passes.ort.session import OrtSession
+from rewright.passes.session import PassSession
 
 ZOO = Path(__file__).parents[2] / "zoo"
 BERT = ZOO / "bert.ts17.sdpa.onnx"
@@ -183,21 +186,20 @@ def test_dimensions_are_equal_if_their_names_are(other: list[Any], fires: bool, 
     assert bool(classes.run(model.SerializeToString(), arguments)["fired"]) is fires
 
 
-def test_attention_is_found_once_casts_are_out_of_the_way(tmp_path: Path) -> None:
-    source = ZOO / "roberta.ts17.sdpa.onnx"
-    steps = ("FusionUtils:identities", "FusionUtils:casts")
-    session = rewright.load(source)
-    from rewright.passes.ort.carrying import _with_shapes
-    from rewright.passes.ort.session import OrtSession
-    from rewright.passes.session import PassSession
-
-    given = _with_shapes(PassSession(OrtSession(), session), session, session.session_bytes())
-    arguments = {"root": session.SESSION_FOLDER, "folder": str(tmp_path)}
-    assert "FusionAttention" not in classes.run(given, {**arguments, "classes": ["FusionAttention"]})["fired"]
-    reply = classes.run(given, {**arguments, "classes": [*steps, "FusionAttention"]})
-    assert reply["fired"]["FusionAttention"] == 2
-    assert ops(reply["path"])["Attention"] == 2
+def test_what_is_in_the_way_of_attention_is_cleared_away_for_it_alone(tmp_path: Path) -> None:
+    """Casts to the type that is there already hide it; those that it does not take in stay, and so do residual sums."""
+    source = load(ZOO / "roberta.ts17.sdpa.onnx")
+    given = _with_shapes(PassSession(OrtSession(), source), source, source.session_bytes())
+    arguments = {"root": source.SESSION_FOLDER, "folder": str(tmp_path), "classes": ["FusionAttention"]}
+    reply = classes.run(given, arguments)
+    assert reply["fired"] == {"FusionAttention": 2}
+    lost, new = ops(source.proto) - ops(reply["path"]), ops(reply["path"]) - ops(source.proto)
+    assert new == {"Attention": 2}
+    assert lost["Softmax"] == 2
+    assert {"LayerNormalization", "Erf", "Gemm"}.isdisjoint(lost)
     assert rewright.verify(source, reply["path"]).equal
+    casts = classes.run(given, {**arguments, "classes": ["FusionUtils:casts"]})
+    assert ops(source.proto) - ops(casts["path"]) == {"Cast": casts["fired"]["FusionUtils:casts"]}
 
 
 def test_sizes_are_found_from_the_shapes_around_softmaxes() -> None:
@@ -280,6 +282,7 @@ for name in ("torch", "sympy", "transformers", "optimum", "onnxscript"):
 from rewright.model.load import load
 from rewright.model.weights import location_of, point_to
 from rewright.passes.ort import classes
+from rewright.passes.ort.carrying import _with_shapes
 from rewright.passes.ort.fusion_classes import FUSION_CLASSES
 model = load(sys.argv[1])
 reply = classes.run(model.session_bytes(), {"root": "/", "folder": sys.argv[2], "classes": list(FUSION_CLASSES)})
