@@ -20,6 +20,7 @@ from rewright.model.load import load
 from rewright.model.regions import reads
 from rewright.model.weights import is_stub, slice_of
 from rewright.passes.difference import fresh_nodes
+from rewright.passes.ort.ordering import restore_order
 from rewright.passes.ort.shadows import rename_constants, rename_shadows
 from rewright.passes.session import PassSession
 
@@ -85,6 +86,7 @@ def exchanged(source: Model, work: Callable[[bytes, Path], str], *, weights: Wei
         rename_shadows(proto)
         rename_constants(source.proto.graph, proto.graph)
         _remove_unused(source.proto, proto)
+        restore_order(source.proto.graph, proto.graph)
         _name(source.proto, proto)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
