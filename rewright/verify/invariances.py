@@ -87,11 +87,13 @@ def run_probes(
     return [*found, *([steps] if steps is not None else [])]
 
 
-def _preference(input_set: InputSet) -> tuple[bool, bool, int]:
-    """Padded before tokens first, then several rows, then small."""
+def _preference(input_set: InputSet) -> tuple[bool, bool, bool, int]:
+    """Something in every cache that is read first, then padded before tokens, then several rows, then small."""
     arrays = input_set.arrays.values()
+    is_unread = any(array.size == 1 and array.dtype == np.bool_ and not array.any() for array in arrays)
+    is_empty = any(array.size == 0 for array in arrays) and not is_unread
     rows = max((array.shape[0] for array in arrays if array.ndim > 1), default=0)
-    return not _is_padded_before_a_token(input_set), rows < 2, sum(array.size for array in arrays)
+    return is_empty, not _is_padded_before_a_token(input_set), rows < 2, sum(array.size for array in arrays)
 
 
 _ABSENT: Final = {

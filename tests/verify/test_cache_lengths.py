@@ -9,6 +9,7 @@ from onnx import parser
 from rewright.model.load import load
 from rewright.verify.cache_lengths import agreeing_lengths, has_cache_branch, is_of_an_encoder
 from rewright.verify.inputs import make_fallback_sets, make_input_sets
+from rewright.verify.invariances import run_probes
 from rewright.verify.original import Runner, measure
 from rewright.verify.roles import InputRole
 from rewright.verify.symbols import resolve, sizes, symbols_of
@@ -123,3 +124,21 @@ def test_a_branch_that_no_set_runs_is_tried_further_and_told(shape, names, worke
     assert (told in found.dropped) == (names is None)
     assert [each.name for each in found.sets] == (names or ["set-0", "set-2", "fallback-0"])
     assert {bool(each.arrays["use_cache_branch"][0]) for each in found.sets} == ({True, False} if names else {True})
+
+
+def test_probes_begin_with_a_cache_that_holds_something(worker):
+    model = load(parser.parse_model(CACHED))
+    wrong = load(
+        parser.parse_model(
+            CACHED.replace(
+                "new = Gather(table, input_ids) present_key = Concat<axis = 1>(past_key, new)",
+                """
+        new = Gather(table, input_ids) all_keys = Concat<axis = 1>(past_key, new) start = Constant<value = int64[1] {-11}>()
+        end = Constant<value = int64[1] {1000}>() length = Constant<value = int64[1] {1}>()
+        present_key = Slice(all_keys, start, end, length)""",
+            )
+        )
+    )
+    sets = make_input_sets(model)
+    (steps,) = (each for each in run_probes(model, wrong, worker, sets) if each.name == "cached-steps")
+    assert (steps.status, steps.reason.partition(":")[0]) == ("broken", "step 3")
