@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from rewright.api import Chain
+    from rewright.ops.contract import OpContract
     from rewright.passes.contract import Pass
     from rewright.registry.catalog import Catalog
 
@@ -197,19 +198,23 @@ def _onnx_runtime(pass_class: type[Pass]) -> Iterator[tuple[str, Iterable[str]]]
 
 def _kernels(pass_class: type[Pass]) -> dict[str, dict[str, list[str]]]:
     """The types that each op which the pass may put in has kernels for, by target; of ops with a contract."""
-    from rewright.ops.contract import CONTRACTS
-
-    made = (*pass_class.emits, *(pass_class.ort.makes if pass_class.ort is not None else ()))
-    names = dict.fromkeys(op.replace("::", ".").removeprefix("ai.onnx.") for op in made)
-    contracts = {name: CONTRACTS.get("::".join(name.rpartition(".")[::2])) for name in names}
     return {
-        name: {target: list(dtypes) for target, dtypes in contract.kernels.items()}
-        for name, contract in contracts.items()
-        if contract is not None
+        key.replace("::", ".").removeprefix("."): {target: list(dtypes) for target, dtypes in contract.kernels.items()}
+        for key, contract in _contracts(pass_class).items()
     }
 
 
+def _contracts(pass_class: type[Pass]) -> dict[str, OpContract]:
+    """Those of the ops that the pass, or ONNX Runtime for it, may put in."""
+    from rewright.ops.contract import CONTRACTS
+
+    made = (*pass_class.emits, *(pass_class.ort.makes if pass_class.ort is not None else ()))
+    keys = dict.fromkeys("::".join(op.replace("::", ".").removeprefix("ai.onnx.").rpartition(".")[::2]) for op in made)
+    return {key: CONTRACTS[key] for key in keys if key in CONTRACTS}
+
+
 def _show_kernels(pass_class: type[Pass], screen: Console) -> None:
+    from rewright.ops.installed import disagreements
     from rewright.passes.contract import Target
 
     found = _kernels(pass_class)
@@ -221,6 +226,8 @@ def _show_kernels(pass_class: type[Pass], screen: Console) -> None:
     for op, kernels in found.items():
         table.add_row(Text(op), *(Text(", ".join(kernels.get(target, ())) or "none") for target in get_args(Target)))
     screen.print(Padding(table, (0, 0, 0, 2)))
+    for difference in disagreements(_contracts(pass_class)):
+        screen.print(Text(f"  {difference}", "yellow"), soft_wrap=True)
 
 
 def _facts(*facts: tuple[str, Iterable[str]]) -> Table:

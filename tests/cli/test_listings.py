@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 
 import yaml
 
 from rewright import Chain
+from rewright.ops.contract import CONTRACTS
 from rewright.registry.catalog import Catalog
 
 
@@ -62,6 +64,15 @@ def test_a_page_says_who_carries_the_pass_out_and_what_has_kernels(command_line,
     ]
     assert "not by ort" in command_line("passes", "gemm-fast-gelu").out
     assert "kernels" not in command_line("passes", "dead-code").out
+
+
+def test_another_onnx_runtime_than_the_contracts_know_is_told_of(command_line, monkeypatch):
+    known = CONTRACTS["com.microsoft::Gelu"]
+    monkeypatch.setitem(CONTRACTS, "com.microsoft::Gelu", replace(known, kernels={"cpu": ("float32", "float16")}))
+    said = " ".join(command_line("passes", "gelu").out.split())
+    assert "com.microsoft.Gelu on cpu in float16: ONNX Runtime" in said
+    assert "has no kernel, and the contract claims one" in said
+    assert "the contract claims" not in command_line("passes", "quick-gelu").out
 
 
 def test_json_has_what_carries_the_pass_out_and_the_kernels(command_line):
