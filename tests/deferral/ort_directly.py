@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,6 +69,11 @@ def by_attention(heads: int = 0, mask: AttentionMaskFormat | None = None, bart: 
         return (FusionBartAttention if bart else FusionAttention)(model, hidden, heads, attention_mask)
 
     return by_class(make)
+
+
+def in_turn(*works: Work) -> Work:
+    """One after the other."""
+    return lambda model: functools.reduce(lambda made, work: work(made), works, model)
 
 
 def by_session(*optimizers: str) -> Work:

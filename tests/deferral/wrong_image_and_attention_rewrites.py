@@ -9,7 +9,8 @@ from onnxruntime.transformers.fusion_attention_vae import FusionAttentionVae
 from onnxruntime.transformers.fusion_group_norm import FusionGroupNorm
 from onnxruntime.transformers.fusion_layernorm import FusionLayerNormalizationNCHW
 from onnxruntime.transformers.fusion_options import AttentionMaskFormat
-from ort_directly import by_attention, by_class
+from onnxruntime.transformers.fusion_skiplayernorm import FusionSkipLayerNormalization
+from ort_directly import by_attention, by_class, in_turn
 from test_normalization_tables import VECTOR
 from wrong_rewrites import DRIVER, ERF_GELU, GELU, LAYER_NORM, WrongRewrite, norm
 
@@ -19,8 +20,9 @@ MASKED = Block(mask="additive").model
 RAW, INDEX = AttentionMaskFormat.AttentionMask, AttentionMaskFormat.MaskIndexEnd
 
 
-def bert(becomes="wrong", directly=None, right=MASKED, chains=ATTENTION_CHAINS, **knobs):
-    return WrongRewrite(Block(**knobs).model, right, directly or by_attention(mask=RAW), becomes, chains, ATTENTION)
+def bert(becomes="wrong", directly=None, right=MASKED, chains=ATTENTION_CHAINS, fates=("undone", "undone"), **knobs):
+    work = directly or by_attention(mask=RAW)
+    return WrongRewrite(Block(**knobs).model, right, work, becomes, chains, ATTENTION, fates=fates)
 
 
 def bart(mask: bool) -> ModelProto:
@@ -43,7 +45,7 @@ def bart(mask: bool) -> ModelProto:
         scores = made("Add", scores, made("Where", masked, made.const(LOWEST), made.const(0.0)))
     context = made("MatMul", made("Softmax", scores, axis=-1), heads(value, [0, 2, 1, 3]))
     merged = made("Reshape", made("Transpose", context, perm=[0, 2, 1, 3]), made.const([0, 0, 8], np.int64))
-    added = made("Add", made("Add", made("MatMul", merged, made.weight("wo", 8, 8)), made.weight("bo", 8)), x)
+    added = made("Add", x, made("Add", made.weight("bo", 8), made("MatMul", merged, made.weight("wo", 8, 8))))
     made("LayerNormalization", added, made.weight("k", 8), made.weight("l", 8), out="y", epsilon=1e-5)
     return made.model({"y": (TensorProto.FLOAT, 3)})
 
@@ -115,7 +117,8 @@ ATTENTIONS = {
         chains=("attention{backend=ort, mask=index}", f"{DRIVER[:-1]}, mask=index}}"),
         mask="additive",
     ),
-    "A12": bert("raises RuntimeError", mask="additive", outputs=("probabilities",)),
+    # The fused op stands beside what makes the probabilities.
+    "A12": bert("raises RuntimeError", fates=("right", "undone"), mask="additive", outputs=("probabilities",)),
     "A13": bert(
         directly=by_attention(heads=1, mask=RAW),
         chains=(
@@ -128,11 +131,11 @@ ATTENTIONS = {
     "A14": WrongRewrite(
         bart(True),
         bart(False),
-        by_attention(heads=2, bart=True),
+        in_turn(by_class(FusionSkipLayerNormalization), by_attention(heads=2, bart=True)),
         "wrong",
         (
             "attention{backend=ort}",
-            "ort-transformers{model_type=bart, level=none, heads=2, hidden_size=8, without=[skip_layer_norm]}",
+            "ort-transformers{model_type=bart, level=none, heads=2, hidden_size=8}",
         ),
         ATTENTION,
     ),
