@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 
@@ -21,6 +22,8 @@ RUN_DRIVER: Final = "rewright.passes.ort.drivers:run"
 Level = Literal["auto", "none", "basic", "extended", "all"]
 
 _LEVELS: Final[dict[Level, int | None]] = {"auto": None, "none": 0, "basic": 1, "extended": 2, "all": 99}
+_MOST_ROUNDS: Final = 4
+
 # What these put in, packed projections included, has kernels for CUDA only.
 _OFF_ON_CPU: Final = (
     "bias_add",
@@ -90,21 +93,27 @@ class OrtTransformers(Pass):
         return self
 
     def apply(self, session: PassSession) -> None:
-        reply: dict[str, Any] = {}
+        result = session.model
+        notes: dict[str, None] = {}
+        for _ in range(_MOST_ROUNDS):  # its own output can give it something to do
+            before = result
+            try:
+                made = exchanged(before, partial(self._run, session, before, notes))
+            except NotCarriedOut as error:
+                notes[f"onnxruntime.transformers changed nothing: {error}"] = None
+                break
+            if made is None or made.fingerprint() == before.fingerprint():
+                break
+            result = made
+        session.notes.extend(notes)
+        if result is not session.model:
+            take(session, result)
 
-        def work(model: bytes, folder: Path) -> str:
-            given = _with_shapes(session, session.model, model)
-            reply.update(call(session, RUN_DRIVER, given, self._arguments(session, folder)))
-            return str(reply["path"])
-
-        try:
-            made = exchanged(session.model, work)
-        except NotCarriedOut as error:
-            session.notes.append(f"onnxruntime.transformers changed nothing: {error}")
-            return
-        session.notes.extend(_sentences(reply))
-        if made is not None:
-            take(session, made)
+    def _run(self, session: PassSession, source: Model, notes: dict[str, None], model: bytes, folder: Path) -> str:
+        given = _with_shapes(session, source, model)
+        reply = call(session, RUN_DRIVER, given, self._arguments(session, folder))
+        notes.update(dict.fromkeys(_sentences(reply)))
+        return str(reply["path"])
 
     def _arguments(self, session: PassSession, folder: Path) -> dict[str, Any]:
         known = switches_of(self.model_type)
