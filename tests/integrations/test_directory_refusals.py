@@ -208,17 +208,47 @@ def test_a_pass_that_fails_where_the_policy_is_to_raise(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_what_was_there(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make_directory(tmp_path / "place", model=BERT)
+    before = contents(tmp_path)
+
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    place = make_directory(tmp_path / "place", model=BERT)
-    before = contents(tmp_path)
-    monkeypatch.setattr(directory_saving.shutil, "copyfile", full)
-    with pytest.raises(ModelError, match="No space left on device"):
+    monkeypatch.setattr(directory_saving.shutil, "copyfileobj", full)
+    with pytest.raises(ModelError, match="No space left on device") as caught:
         optimize(source, place, chain="gelu")
+    assert caught.value.message.startswith(f"cannot write {place}/chat_template.jinja: "), "and not the folder that is gone"
     assert contents(tmp_path) == before
+
+
+def test_a_place_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
     with pytest.raises(ModelError, match="cannot write"):
-        optimize(source, place / "config.json" / "inner", chain="gelu")
+        optimize(source, tmp_path / "file" / "place", chain="gelu")
+    (tmp_path / "place" / "vocab.txt").mkdir(parents=True)
+    (tmp_path / "place" / "config.json").write_text("mine")
+    with pytest.raises(ModelError, match=r"vocab.txt.*Is a directory"):
+        optimize(source, tmp_path / "place", chain="gelu")
+    assert contents(tmp_path / "place").keys() == {"config.json"}
+    assert (tmp_path / "place" / "config.json").read_text() == "mine"
+
+
+def test_a_place_may_be_an_empty_folder_that_someone_is_in(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or where another file system is mounted: it is filled, not replaced."""
+    (tmp_path / "place").mkdir()
+    identity = (tmp_path / "place").stat().st_ino
+    monkeypatch.chdir(tmp_path / "place")
+    optimize(source, ".", chain="gelu")
+    assert (tmp_path / "place").stat().st_ino == identity
+    assert {path.name for path in Path().iterdir()} == {*CONFIGURATION, "model.onnx", "ort_config.json"}
+
+
+def test_weights_of_a_model_that_is_replaced_go_with_it(tmp_path: Path) -> None:
+    outside, inside = make_directory(tmp_path / "outside"), make_directory(tmp_path / "inside", model=BERT)
+    onnx.save(onnx.load(BERT), outside / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=1024)
+    for source, names in ((outside, {"model.onnx", "model.onnx_data"}), (inside, {"model.onnx"})):
+        optimize(source, tmp_path / "optimized", chain="gelu")
+        assert {name for name in contents(tmp_path / "optimized") if ".onnx" in name} == names
 
 
 def test_inputs_are_given_by_file(tmp_path: Path) -> None:

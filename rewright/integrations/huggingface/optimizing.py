@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any
 
 from rewright.api import Inputs
 from rewright.integrations.huggingface.inputs import inputs_by_model
 from rewright.integrations.huggingface.plan import Plan, make_plan
-from rewright.integrations.huggingface.saving import carry_over, check_save_dir, deliver, staged
+from rewright.integrations.huggingface.saving import DATA_SUFFIX, carry_over, check_save_dir, deliver, staged
 from rewright.integrations.huggingface.source import ModelDirectory, read_directory
 from rewright.integrations.optimum import save_ort_config
 from rewright.model.save import save
@@ -21,9 +21,6 @@ from rewright.registry import chain as registry_chain
 from rewright.report.directory import DirectoryReport
 from rewright.report.model import Verdict
 from rewright.run import FailurePolicy, GateError, Progress, RunResult, VerifyMode
-
-DATA_SUFFIX: Final = "_data"
-"""Of the file with the weights of model.onnx, which Optimum then finds also on the Hub: model.onnx_data."""
 
 
 @dataclass

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from rewright.integrations.huggingface.source import ModelDirectory
 from rewright.model.errors import ModelError, UsageError
+
+DATA_SUFFIX: Final = "_data"
+"""Of the file with the weights of model.onnx, which Optimum then finds also on the Hub: model.onnx_data."""
 
 
 def check_save_dir(save_dir: Path, source: ModelDirectory) -> None:
@@ -47,21 +52,25 @@ def _other_models(save_dir: Path, source: ModelDirectory) -> list[str]:
 
 @contextmanager
 def staged(save_dir: Path) -> Iterator[Path]:
-    """A folder beside ``save_dir`` to write into, on the same file system; it is gone afterwards, unless ``deliver`` moved it.
+    """A folder to write into, on the file system of ``save_dir``; it is gone afterwards, unless ``deliver`` moved it.
+
+    It lies beside ``save_dir`` if that is to be made, else inside, because that may be where another file system is mounted.
 
     Raises:
-        ModelError: it cannot be made.
+        ModelError: it cannot be made. One that is raised inside names ``save_dir`` in place of the folder.
     """
-    parent = save_dir.parent
+    parent = save_dir
     while not parent.exists():  # `deliver` makes what is missing
         parent = parent.parent
     with _writing(save_dir):
         temporary = tempfile.mkdtemp(prefix=f".{save_dir.name}.", suffix=".partial", dir=parent)
+    stage = Path(temporary, "stage")
     try:
-        stage = Path(temporary, "stage")
         with _writing(save_dir):
             stage.mkdir()  # with the usual permissions, which the temporary folder around it has not
         yield stage
+    except ModelError as error:
+        raise ModelError(error.message.replace(str(stage), str(save_dir)), error.hint) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -73,33 +82,40 @@ def carry_over(source: ModelDirectory, stage: Path) -> list[str]:
         ModelError: a file cannot be read, or its copy cannot be written.
     """
     for name in source.carried:
-        with _writing(stage):
+        with _writing(stage / name):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.path / name, stage / name)
+            with open(stage / name, "xb") as copy, _opened(source.path / name) as file:
+                shutil.copyfileobj(file, copy)
     for held in source.configured.values():
         held.save_pretrained(stage)
     return [*map(str, source.carried), *source.configured]
 
 
 def deliver(stage: Path, save_dir: Path) -> None:
-    """Puts the folder in the place of ``save_dir``; of one that exists and is not empty, the files of the same names.
+    """Puts the folder in the place of ``save_dir``; of one that exists, the files of the same names are replaced.
 
     Weights come before the models that read them, so that no model stands beside weights that are not its own for longer than
-    a rename takes.
+    a rename takes. Weights of a replaced model that the new one does not need are removed.
 
     Raises:
         ModelError: it cannot be written.
     """
     with _writing(save_dir):
-        save_dir.parent.mkdir(parents=True, exist_ok=True)
-        if not save_dir.is_dir() or not any(save_dir.iterdir()):
+        if not save_dir.exists():
+            save_dir.parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage, save_dir)
             return
-        files = [file for file in stage.rglob("*") if not file.is_dir()]
-        for file in sorted(files, key=lambda file: (file.suffix == ".onnx", str(file))):
-            target = save_dir / file.relative_to(stage)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+        names = [file.relative_to(stage) for file in stage.rglob("*") if not file.is_dir()]
+        for name in names:
+            (save_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            if (save_dir / name).is_dir():  # told before anything is replaced
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), save_dir / name)
+        for name in sorted(names, key=lambda name: (name.suffix == ".onnx", str(name))):
+            os.replace(stage / name, save_dir / name)
+        for name in names:
+            data = name.with_name(name.name + DATA_SUFFIX)
+            if name.suffix == ".onnx" and data not in names:
+                (save_dir / data).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -107,8 +123,14 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or place
-        reason = error.strerror or str(error)
+        where = f" ({error.filename})" if error.filename and Path(error.filename) != place else ""
         raise ModelError(
-            f"cannot write {place} ({where}: {reason}).", "Check the folder, its permissions and the free space."
+            f"cannot write {place}{where}: {error.strerror or error}.", "Check the folder, its permissions and the free space."
         ) from error
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise ModelError(f"cannot read {file}: {error.strerror or error}.", "Check its permissions.") from error
