@@ -31,6 +31,7 @@ from rewright.run import (
 )
 from rewright.run.input_choice import choose_input_sets
 from rewright.run.options import PARITY_MODES
+from rewright.verify.budget import QuantizationBudget
 
 Source = str | PathLike[str] | ModelProto | Model
 Inputs = str | PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -52,6 +53,7 @@ class Chain(registry_chain.Chain):
         on_failure: FailurePolicy = "rollback",
         inputs: Inputs | None = None,
         seed: int = 0,
+        budget: str | QuantizationBudget | None = None,
         reproducers: str | PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> RunResult:
@@ -67,6 +69,7 @@ class Chain(registry_chain.Chain):
             inputs: what parity runs on: an .npz file, a folder, arrays by input name, or any iterable of such; by default what
                 a plugin offers for this model, else inputs are made from the model.
             seed: of the made inputs.
+            budget: what quantizing passes may lose, such as "sqnr=25, top1=0.99"; see ``QuantizationBudget``.
             reproducers: folder that gets one reproducer for each failure.
             progress: called with (what, done, total) before each pass.
 
@@ -86,6 +89,7 @@ class Chain(registry_chain.Chain):
             on_failure=on_failure,
             input_sets=choose_input_sets(self.catalog, loaded, inputs) if is_compared else None,
             seed=seed,
+            budget=QuantizationBudget.parse(budget) if isinstance(budget, str) else budget,
             reproducers=None if reproducers is None else Path(reproducers),
             progress=progress,
             plugins=self.catalog.plugins,
@@ -125,6 +129,7 @@ def optimize(
     on_failure: FailurePolicy = "rollback",
     inputs: Inputs | None = None,
     seed: int = 0,
+    budget: str | QuantizationBudget | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Optimizes a model, verifies every step, and writes the result.
@@ -135,7 +140,7 @@ def optimize(
         level: "O0" to "O3"; not used if ``chain`` is given.
         chain: chain text or a Chain.
         backend: who carries the passes out, where they have the choice.
-        target, verify, on_failure, inputs, seed, progress: see ``Chain.run``.
+        target, verify, on_failure, inputs, seed, budget, progress: see ``Chain.run``.
 
     Returns:
         The optimized model and the report. With verdict "failed" nothing is written.
@@ -154,6 +159,7 @@ def optimize(
         on_failure=on_failure,
         inputs=inputs,
         seed=seed,
+        budget=budget,
         reproducers=None if target_path is None else target_path.with_name(target_path.name + ".reproducers"),
         progress=progress,
     )

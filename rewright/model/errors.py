@@ -35,6 +35,10 @@ class UsageError(RewrightError):
     """A pass, option, chain, level or input that the caller named is wrong."""
 
 
+class SelectionError(UsageError):
+    """A name or a pattern that selects nodes fits none of the model: the run cannot do what was asked for, and ends."""
+
+
 class PluginError(RewrightError):
     """A plugin is broken, or two plugins claim the same name."""
 

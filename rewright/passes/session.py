@@ -19,6 +19,7 @@ from rewright.model.view import MADE_UP_SYMBOL, View
 from rewright.ops.lowering import lower
 from rewright.ops.targets import typed_by, unsupported
 from rewright.passes.contract import Pass, Rejection, Site, Target
+from rewright.passes.coverage import Covered
 from rewright.shapes.walk import shapes_of
 
 _MADE_UP: Final = re.compile(rf"(?P<quote>['\"]?){MADE_UP_SYMBOL}(?:\w+|(?P<nested>\())")
@@ -40,6 +41,7 @@ class PassSession:
         model: the model before the pass; a ModelPass replaces ``result``.
         target: where the model will run.
         sites, rejections: what the pass records.
+        coverage: what a quantizing pass says of each node that it is for.
         notes: sentences for the report (what a backend could not do, and why).
         isolation: where work is done that may crash; None does it in this process.
     """
@@ -51,6 +53,7 @@ class PassSession:
     result: Model | None = None
     sites: list[Site] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
+    coverage: list[Covered] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     isolation: Isolation | None = field(default=None, repr=False)
     _obstacles: dict[int, str | None] = field(default_factory=dict, repr=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rewright.passes.coverage import Outcome
 from rewright.verify.interface import InterfaceEvidence
 from rewright.verify.kernels import KernelEvidence
 from rewright.verify.mutation import MutationEvidence
@@ -63,6 +64,48 @@ class Seconds(_Record):
     verify: float = 0.0
 
 
+class CoveredReport(_Record):
+    """One node that a quantizing pass is for; see ``rewright.passes.coverage.Covered``."""
+
+    node: str
+    op: str
+    outcome: Outcome
+    reason: str = ""
+    weight: str = ""
+    became: str = ""
+    bytes_before: int = 0
+    bytes_after: int = 0
+    error: float | None = None
+    worst_channel: int | None = None
+    worst_error: float | None = None
+
+
+class OpCoverage(_Record):
+    """How many nodes of one op were quantized, of those that quantizing passes are for."""
+
+    quantized: int = 0
+    total: int = 0
+
+
+class QuantizationReport(_Record):
+    """What quantizing passes did to the model as a whole.
+
+    Attributes:
+        coverage: by op; a node that one pass missed and another one quantized counts as quantized.
+        missed: the nodes that none of them quantized, with the last reason; excluded ones too.
+        bytes_before, bytes_after: of the quantized weights, scales and zero points included.
+        budget: what outputs may lose.
+        worst: the quantized nodes whose weights lost most, the worst first.
+    """
+
+    coverage: dict[str, OpCoverage] = Field(default_factory=dict)
+    missed: list[CoveredReport] = Field(default_factory=list)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    budget: str = ""
+    worst: list[CoveredReport] = Field(default_factory=list)
+
+
 class PassReport(_Record):
     """One pass of the chain.
 
@@ -78,6 +121,7 @@ class PassReport(_Record):
     sites: list[SiteReport] = Field(default_factory=list)
     rejections: list[RejectionReport] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    coverage: list[CoveredReport] = Field(default_factory=list)
     structure: StructureEvidence | None = None
     interface: InterfaceEvidence | None = None
     kernels: KernelEvidence | None = None
@@ -151,7 +195,7 @@ class Report(_Record):
 
     ``parity`` is the last comparison of the result with the original. ``verdict`` is "passed" only if that comparison was
     made, was not vacuous, the gate noticed the faults of the mutation self-test, and the result holds what the original holds
-    of ``probes``. ``fates`` is filled by ``explain``.
+    of ``probes``. ``fates`` is filled by ``explain``. ``quantization`` is there if a quantizing pass was in the chain.
     """
 
     schema_version: Literal[1] = 1
@@ -168,7 +212,7 @@ class Report(_Record):
     mutation: MutationEvidence | None = None
     static: StaticEvidence | None = None
     probes: list[ProbeEvidence] = Field(default_factory=list)
-    quantization: dict[str, Any] | None = None
+    quantization: QuantizationReport | None = None
     warnings: list[str] = Field(default_factory=list)
     seconds: float = 0.0
     rss_peak: int = 0

@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 from rewright.model.carrier import Model
-from rewright.model.errors import RewrightError, ScratchError
+from rewright.model.errors import RewrightError, ScratchError, SelectionError
 from rewright.passes.contract import Pass
 from rewright.passes.session import PassSession
 
@@ -15,6 +15,7 @@ def apply_pass(step: Pass, session: PassSession) -> tuple[Model | None, str]:
     """The model after the pass; or None, and what the pass died of, which the caller writes down: a crash ends no run.
 
     Raises:
+        SelectionError: an option of the pass selects nodes, and the model has none of them.
         ScratchError: the folder for temporary files is full, which no other pass would mend.
     """
     try:
@@ -27,7 +28,7 @@ def apply_pass(step: Pass, session: PassSession) -> tuple[Model | None, str]:
         if session.result is not None:
             return session.result, ""
         return (session.opened.to_model() if session.opened is not None else session.model), ""
-    except ScratchError:
+    except (ScratchError, SelectionError):
         raise
     except RewrightError as error:
         return None, str(error)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 from rewright.model.carrier import Model
@@ -20,6 +20,7 @@ from rewright.passes.contract import FailurePolicy, Pass, Site
 from rewright.passes.session import PassSession
 from rewright.report.environment import environment
 from rewright.report.model import (
+    CoveredReport,
     ModelReport,
     PassReport,
     RejectionReport,
@@ -28,11 +29,13 @@ from rewright.report.model import (
     SiteReport,
     Verdict,
 )
+from rewright.report.quantization import quantization_of
 from rewright.run.applying import apply_pass
 from rewright.run.gates import Gates
 from rewright.run.options import PARITY_MODES, SITE_MODES, GateError, RunOptions, RunResult
 from rewright.run.probing import broken_probe, probe
 from rewright.run.reducing import leave_reproducer
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, make_input_sets
 from rewright.verify.mutation import self_test
 from rewright.verify.parity import ParityEvidence, ParityGate
@@ -110,6 +113,7 @@ class _Run:
                 self.worker,
                 seed=self.options.seed,
                 lower=None if self.options.target == "cpu" else lower,
+                budget=self.options.budget,
                 count=_STRICT_INPUT_SETS if self.options.verify == "strict" else DEFAULT_COUNT,
             )
         except UsageError as error:  # no inputs can be made for this model; the caller's own were checked before
@@ -124,6 +128,7 @@ class _Run:
             sets or self.options.input_sets or make_input_sets(self.original, self.options.seed),
             self.worker,
             lower=None if self.options.target == "cpu" else lower,
+            budget=self.options.budget,
             seed=self.options.seed,
         )
 
@@ -173,6 +178,7 @@ class _Run:
         record.seconds = Seconds(apply=applied - began, verify=time.perf_counter() - applied)
         record.rejections = [RejectionReport(node=item.node, reason=item.reason) for item in session.rejections]
         record.notes = list(session.notes)
+        record.coverage = [CoveredReport(**asdict(entry)) for entry in session.coverage]
         undone = {name for change in record.undone for name in change.sites}
         is_applied = record.status == "applied" and kept is not None
         record.sites = [_site(site, is_applied and site.id not in undone) for site in session.sites]
@@ -317,6 +323,7 @@ class _Run:
             self.original,
             self.gate.input_sets if self.gate is not None else None,
             self.worker,
+            budget=self.options.budget,
             candidate_optimization="ORT_ENABLE_ALL",
         )
         evidence = gate.check(self.current, least_exact(["reassociating", *(self.gate.kept if self.gate is not None else ())]))
@@ -344,6 +351,7 @@ class _Run:
             environment=environment(self.options.plugins),
             passes=self.records,
             parity=self.last_parity,
+            quantization=quantization_of(self.records, (self.options.budget or QuantizationBudget()).text),
             warnings=[*self.options.warnings, *self.warnings],
             seconds=time.perf_counter() - self.started,
             rss_peak=rss_peak(),

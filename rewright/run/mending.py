@@ -55,7 +55,14 @@ def _first_broken_by(
     The passes are applied without their gates: all of them have got through these.
     """
     applied = [place for place, record in enumerate(result.report.passes) if record.status == "applied"]
-    gate = ParityGate(model, options.input_sets, worker, seed=options.seed, lower=None if options.target == "cpu" else lower)
+    gate = ParityGate(
+        model,
+        options.input_sets,
+        worker,
+        seed=options.seed,
+        budget=options.budget,
+        lower=None if options.target == "cpu" else lower,
+    )
     gate.kept.extend(passes[place].exactness for place in applied)
     quick = replace(options, verify="off", reproducers=None, progress=None)
 

@@ -11,6 +11,7 @@ from rewright.model.carrier import Model
 from rewright.model.errors import RewrightError
 from rewright.passes.contract import FailurePolicy, Target
 from rewright.report.model import Report
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.inputs import InputSet
 from rewright.verify.process import SessionWorker
 
@@ -49,6 +50,7 @@ class RunOptions:
             ends the run with GateError. A pass can have a policy of its own.
         input_sets: what parity runs on; None makes inputs from the model.
         seed: of the made inputs.
+        budget: what quantizing passes may lose; None takes the default.
         reproducers: where a failure leaves a folder that reproduces it; None leaves none.
         progress: called before each step.
         plugins: the catalog's plugin records, for the report.
@@ -60,6 +62,7 @@ class RunOptions:
     on_failure: FailurePolicy = "rollback"
     input_sets: Sequence[InputSet] | None = None
     seed: int = 0
+    budget: QuantizationBudget | None = None
     reproducers: Path | None = None
     progress: Progress | None = None
     plugins: tuple[Any, ...] = ()

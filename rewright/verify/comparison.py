@@ -1,13 +1,13 @@
 """One output against its reference: what was measured, whether it agrees, and what would have made it agree."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.tolerance import Tolerance, is_floating
 
 Floats = npt.NDArray[np.float64]
@@ -27,21 +27,6 @@ _NOISE_ROW: Final = 8
 
 Noise = Callable[[], npt.NDArray[np.float64] | None]
 """Measures how far each element of the reference moves by rounding; None where that is not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizationBudget:
-    """What a quantized output may lose.
-
-    `sqnr_db`: signal to quantization noise, in decibels, at least. `cosine`: similarity of the flattened outputs, at
-    least. `agreement`: for integer outputs, the share of equal elements, at least. `step`: how far an eight-bit integer
-    output may be off, since requantization rounds to a neighbouring level.
-    """
-
-    sqnr_db: float = 20.0
-    cosine: float = 0.99
-    agreement: float = 0.9
-    step: int = 1
 
 
 class OutputEvidence(BaseModel):
@@ -206,8 +191,8 @@ def _compare_floats(
         return
     evidence.needed_rtol = _needed_rtol(difference, magnitude, atol)
     if budget is not None:
-        _judge_by_budget(evidence, wanted[finite], got[finite], budget)
         evidence.top1 = top1_agreement(wanted, got)
+        _judge_by_budget(evidence, wanted[finite], got[finite], budget)
         return
     allowed = atol + tolerance.rtol * magnitude
     exceeding = difference > allowed
@@ -267,6 +252,10 @@ def _judge_by_budget(evidence: OutputEvidence, wanted: Floats, got: Floats, budg
         evidence.message = f"SQNR is {evidence.sqnr_db:.1f} dB, the budget asks for {budget.sqnr_db:.1f} dB"
     elif evidence.cosine < budget.cosine:
         evidence.message = f"cosine similarity is {evidence.cosine:.4f}, the budget asks for {budget.cosine:.4f}"
+    elif budget.max_abs is not None and evidence.max_abs is not None and evidence.max_abs > budget.max_abs:
+        evidence.message = f"the largest difference is {evidence.max_abs:.3g}, the budget asks for {budget.max_abs:.3g}"
+    elif budget.top1 is not None and evidence.top1 is not None and evidence.top1 < budget.top1:
+        evidence.message = f"the top element agrees in {evidence.top1:.2%} of the rows, the budget asks for {budget.top1:.2%}"
     evidence.equal = not evidence.message
 
 

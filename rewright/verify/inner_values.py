@@ -11,7 +11,8 @@ from onnx import GraphProto, NodeProto
 
 from rewright.model.elements import normal_domain
 from rewright.passes.contract import Exactness
-from rewright.verify.comparison import OutputEvidence, QuantizationBudget, compare
+from rewright.verify.budget import QuantizationBudget
+from rewright.verify.comparison import OutputEvidence, compare
 from rewright.verify.inputs import InputSet
 from rewright.verify.padding import without_padding
 from rewright.verify.tolerance import Tolerance, is_floating, least_exact, tolerance_for

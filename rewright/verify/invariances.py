@@ -10,9 +10,9 @@ import numpy as np
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
 from rewright.passes.contract import Exactness
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.cached_steps import probe_cached_steps
 from rewright.verify.coarseness import coarsest_types
-from rewright.verify.comparison import QuantizationBudget
 from rewright.verify.inputs import InputSet
 from rewright.verify.padding import length_axis, without_padding
 from rewright.verify.probes import (

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.coarseness import coarsest_types
-from rewright.verify.comparison import Noise, OutputEvidence, QuantizationBudget, compare, merge
+from rewright.verify.comparison import Noise, OutputEvidence, compare, merge
 from rewright.verify.expectations import ExpectationEvidence
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, Origin, make_fallback_sets, make_input_sets
 from rewright.verify.noise import NoiseFloor

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness
-from rewright.verify.comparison import Noise, QuantizationBudget, compare
+from rewright.verify.budget import QuantizationBudget
+from rewright.verify.comparison import Noise, compare
 from rewright.verify.inputs import InputSet
 from rewright.verify.noise import NoiseFloor
 from rewright.verify.process import SessionError, SessionRun, SessionWorker, SetResult, first_line

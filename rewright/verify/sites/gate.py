@@ -13,7 +13,7 @@ import numpy as np
 from rewright.model.carrier import Model
 from rewright.model.regions import ClaimedSite, GraphIndex, Region, regions
 from rewright.passes.contract import Exactness
-from rewright.verify.comparison import QuantizationBudget
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.inputs import InputSet
 from rewright.verify.process import SessionWorker
 from rewright.verify.seeds import drawing_outputs

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 
 from rewright.passes.contract import Exactness
-from rewright.verify.comparison import QuantizationBudget, compare
+from rewright.verify.budget import QuantizationBudget
+from rewright.verify.comparison import compare
 from rewright.verify.inputs import InputSet
 from rewright.verify.tolerance import is_floating, tolerance_for
 

@@ -1,0 +1,55 @@
+"""What the quantizing passes of a run did, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from rewright.report.model import CoveredReport, OpCoverage, PassReport, QuantizationReport
+
+_MOST_WORST: Final = 10
+
+
+def quantization_of(passes: Iterable[PassReport], budget: str) -> QuantizationReport | None:
+    """The summary of the passes whose exactness is "quantizing"; None where there are none.
+
+    What a pass that was undone, wholly or at a site, says that it quantized is missed, for the reason why it was undone.
+    """
+    records = [record for record in passes if record.exactness == "quantizing"]
+    if not records:
+        return None
+    found: dict[tuple[str, str], CoveredReport] = {}
+    for record in records:
+        for entry in _as_kept(record):
+            key = entry.op, entry.node
+            if key not in found or found[key].outcome != "quantized":
+                found[key] = entry
+    summary = QuantizationReport(budget=budget)
+    for entry in found.values():
+        counts = summary.coverage.setdefault(entry.op, OpCoverage())
+        counts.total += 1
+        if entry.outcome == "quantized":
+            counts.quantized += 1
+            summary.bytes_before += entry.bytes_before
+            summary.bytes_after += entry.bytes_after
+        else:
+            summary.missed.append(entry)
+    measured = [entry for entry in found.values() if entry.outcome == "quantized" and entry.error is not None]
+    summary.worst = sorted(measured, key=lambda entry: -(entry.worst_error or entry.error or 0.0))[:_MOST_WORST]
+    return summary
+
+
+def _as_kept(record: PassReport) -> list[CoveredReport]:
+    if record.status in ("failed", "rolled-back"):
+        gone, reasons = {entry.node for entry in record.coverage}, dict[str, str]()
+    else:
+        undone = {name: change.reason for change in record.undone for name in change.sites}
+        sites = [(site, undone[site.id]) for site in record.sites if site.id in undone]
+        reasons = {name: reason for site, reason in sites for name in (*site.removed, *site.added)}
+        gone = set(reasons)
+    return [
+        entry.model_copy(update={"outcome": "missed", "reason": f"undone: {reasons.get(entry.node, record.reason)}"})
+        if entry.outcome == "quantized" and entry.node in gone
+        else entry
+        for entry in record.coverage
+    ]
