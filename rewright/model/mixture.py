@@ -133,6 +133,8 @@ class _Mixture:
         proto.graph.initializer.extend(self.before.constants[name] for name in sorted(missing) if name not in self.after.producer)
         made = {name for node in self._ordered for name in node.output}
         _keep(proto.graph.initializer, lambda tensor: tensor.name not in made)  # folded by a region that is undone
+        again = {name for node in restored for name in node.output}
+        _keep(proto.graph.value_info, lambda value: value.name not in again)  # what it says may be of another type
         described = {value.name for value in proto.graph.value_info}
         proto.graph.value_info.extend(
             value for value in old.graph.value_info if value.name in made and value.name not in described

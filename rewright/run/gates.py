@@ -14,7 +14,7 @@ from rewright.report.model import PassReport, UndoneReport
 from rewright.verify.interface import check_interface
 from rewright.verify.kernels import check_kernels
 from rewright.verify.parity import ParityEvidence, ParityGate
-from rewright.verify.process import TOO_SLOW, SessionWorker
+from rewright.verify.process import TOO_SLOW, SessionError, SessionWorker, first_line
 from rewright.verify.search import minimal_failing_set
 from rewright.verify.sites.gate import SiteCheck, SiteGate
 from rewright.verify.structure import check_structure
@@ -107,9 +107,16 @@ class _Trial:
                 record.kernels = check_kernels(model, added, gates.worker)
                 if record.kernels.status == "failed":
                     return f"kernels: {record.kernels.problems[0]}"
-            return ""
+            return self._load_problem(model) if gates.loads_kernels and self.step.is_deferred else ""
         record.parity = gates.parity.check(model, self.step.exactness, is_trial=is_trial)
         return f"parity: {record.parity.reason}" if record.parity.status == "failed" else ""
+
+    def _load_problem(self, model: Model) -> str:
+        """Why the model does not load although the one before does: nobody has proven what ONNX Runtime's optimizers do."""
+        problem = _error_of_loading(model, self.gates.worker)
+        if not problem or _error_of_loading(self.before, self.gates.worker):
+            return ""
+        return f"structure: ONNX Runtime does not load the result: {problem}"
 
     def _check_sites(self) -> SiteCheck:
         check = self.gates.sites.check(self.before, self.candidate, claimed(self.sites), self.step.exactness)
@@ -206,3 +213,11 @@ def _distrust(check: SiteCheck) -> None:
 def claimed(sites: Sequence[Site]) -> list[ClaimedSite]:
     """What a pass says of its sites, as the comparison of two models takes it."""
     return [ClaimedSite(site.id, (*site.removed, *site.added, *site.values)) for site in sites]
+
+
+def _error_of_loading(model: Model, worker: SessionWorker) -> str:
+    try:
+        worker.load(model)
+    except SessionError as error:
+        return first_line(error.message)
+    return ""

@@ -221,6 +221,17 @@ def test_a_write_that_fails_leaves_what_was_there(source: Path, tmp_path: Path, 
     assert contents(tmp_path) == before
 
 
+def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    def interrupt(what: str, *_: int) -> None:
+        if what == "model.onnx: final checks":
+            assert [path.suffix for path in tmp_path.iterdir() if path != source] == [".partial"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimize(source, tmp_path / "optimized", chain="gelu", progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+
+
 def test_a_place_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ModelError, match="cannot write"):

@@ -186,3 +186,16 @@ def test_regions_are_found_in_linear_time() -> None:
 
     found = regions(chain(40_000, "Relu"), chain(40_000, "Neg"))
     assert len(found) == 20_000
+
+
+def test_what_is_said_of_a_restored_value_is_what_the_model_before_said() -> None:
+    """The model after may have another type for a name that it no longer uses."""
+    text = "g (float[n] x) => (float[n] y) { c = Cast<to = 10>(x) d = Cast<to = 1>(c) y = Neg(d) }"
+    changed = "g (float[n] x) => (float[n] y) { d = Identity(x) y = Neg(d) }"
+    after = model(changed)
+    after.graph.value_info.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.INT64, ["n"]))
+    pair = GraphIndex(load(model(text))), GraphIndex(load(after))
+    mixed = mixture(*pair, regions(*pair))
+    assert mixed is not None
+    onnx.checker.check_model(mixed.proto, full_check=True)
+    assert [value.name for value in mixed.proto.graph.value_info] == []

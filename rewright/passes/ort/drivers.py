@@ -19,7 +19,7 @@ from onnx import ModelProto
 from rewright.model.carrier import all_nodes, stubs
 from rewright.model.weights import external_entries, point_to
 from rewright.passes.ort import native
-from rewright.passes.ort.anchor_guard import guarded, quiet
+from rewright.passes.ort.anchor_guard import described, guarded, quiet
 from rewright.passes.ort.fusion_classes import MASK_FORMATS, ClassOptions
 from rewright.passes.ort.fusion_finish import finished
 from rewright.passes.ort.fusion_model import model_class, transformers_module
@@ -71,7 +71,7 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: the model type, a switch, the level or the mask format is unknown.
-        Exception: what the driver raises as a whole.
+        RuntimeError: the driver raises as a whole; the message says what, and where.
     """
     name = arguments["model_type"]
     known = model_types()
@@ -103,7 +103,10 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
                 driver.prune_graph()
             return weights.skeleton(proto)
 
-        changed, seen = guarded(work)
+        try:
+            changed, seen = guarded(work)
+        except Exception as error:  # what the drivers raise has no base of its own
+            raise RuntimeError(described(error)) from error
     reply["left_out"] = seen.left_out
     reply["notes"].extend(_sentences(seen.left_out))
     reply["fired"] = _more(model, changed)

@@ -228,8 +228,14 @@ class _OwnAnswers:
 
     def prune_graph(self, outputs: Any = None, allow_remove_graph_inputs: bool = True) -> None:
         graph = self.model.graph
-        live = _live(graph)
-        _keep(graph.node, lambda node: any(name in live or name in self._unused_before for name in node.output))
+        needed = _live(graph) | self._unused_before
+        made: set[str] = set()
+        for index in range(len(graph.node) - 1, -1, -1):  # a new node takes the place of an older one that makes the same value
+            names = [name for name in graph.node[index].output if name in needed and name not in made]
+            if names:
+                made.update(names)
+            else:
+                del graph.node[index]
         self.update_graph()
 
     def topological_sort(self, is_deterministic: bool = False, dump_model_on_failure: bool = False) -> None:
