@@ -18,6 +18,7 @@ from rewright.model.tensors import spill
 from rewright.model.view import MADE_UP_SYMBOL, View
 from rewright.ops.lowering import lower
 from rewright.ops.targets import typed_by, unsupported
+from rewright.passes.bounds import BoundsFinder
 from rewright.passes.contract import Pass, Rejection, Site, Target
 from rewright.passes.coverage import Covered
 from rewright.shapes.walk import shapes_of
@@ -44,6 +45,7 @@ class PassSession:
         coverage: what a quantizing pass says of each node that it is for.
         notes: sentences for the report (what a backend could not do, and why).
         isolation: where work is done that may crash; None does it in this process.
+        bounds: finds what numbers values hold, by proof and on the inputs of the run; None where nobody runs the model.
     """
 
     current: Pass
@@ -56,6 +58,7 @@ class PassSession:
     coverage: list[Covered] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     isolation: Isolation | None = field(default=None, repr=False)
+    bounds: BoundsFinder | None = field(default=None, repr=False)
     _obstacles: dict[int, str | None] = field(default_factory=dict, repr=False)
 
     @property

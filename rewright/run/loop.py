@@ -16,6 +16,7 @@ from rewright.model.errors import UsageError
 from rewright.model.order import stable_order
 from rewright.model.view import View, collector_paused
 from rewright.ops.lowering import lower
+from rewright.passes.bounds import ModelBounds
 from rewright.passes.contract import FailurePolicy, Pass, Site
 from rewright.passes.session import PassSession
 from rewright.report.environment import environment
@@ -43,6 +44,7 @@ from rewright.verify.probes import ProbeEvidence
 from rewright.verify.process import SessionError, SessionWorker, first_line
 from rewright.verify.sites.gate import SiteGate
 from rewright.verify.static.checks import static_checks
+from rewright.verify.static.value_bounds import value_bounds
 from rewright.verify.tolerance import least_exact
 
 _STRICT_INPUT_SETS: Final = 8
@@ -147,6 +149,15 @@ class _Run:
         self._progress("final checks", len(self.passes))
         return self._finish()
 
+    def _bounds(self, model: Model) -> ModelBounds:
+        """What a pass is told of the numbers that values hold: on the sets of the gate, where there is one."""
+        try:
+            sets = self.gate.input_sets if self.gate is not None else []
+            sets = sets or self.options.input_sets or make_input_sets(self.original, self.options.seed)
+        except UsageError as error:
+            return replace(value_bounds(model, (), self.worker), problems=(error.message,))
+        return value_bounds(model, sets, self.worker)
+
     def _policy(self, step: Pass) -> FailurePolicy:
         return step.on_failure or self.options.on_failure
 
@@ -167,7 +178,9 @@ class _Run:
             options=step.model_dump(mode="json", exclude_defaults=True, exclude={"backend", "on_failure"}),
             nodes_before=self.node_count,
         )
-        session = PassSession(step, self.current, self.options.target, self.view, isolation=self.worker)
+        session = PassSession(
+            step, self.current, self.options.target, self.view, isolation=self.worker, bounds=self._bounds
+        )
         began = time.perf_counter()
         candidate = self._apply_trusted(step, session, record) if is_trusted else self._apply(step, session, record)
         applied = time.perf_counter()
