@@ -50,18 +50,23 @@ def _attention_body(node: NodeProto, opset: int, elem_type: int) -> FunctionProt
     body = AttentionBuilder(node, ATTENTION.inputs, ATTENTION.outputs, opset, elem_type)
     if body.attribute("do_rotary", 0) or body.attribute("past_present_share_buffer", 0):
         return None
-    heads = body.attribute("num_heads", 0)
     projected = body("MatMul", body.widened("input"), body.widened("weights"))
     if body.given("bias"):
         projected = body("Add", projected, body.widened("bias"))
-    parts = body.split(projected, body.attribute("qkv_hidden_sizes", None))
+    return attended(body, projected, "input", body.attribute("qkv_hidden_sizes", None))
+
+
+def attended(body: AttentionBuilder, projected: str, operand: str, sizes: list[int] | None) -> FunctionProto:
+    """What follows the projection, (B, S, N*H + N*H + N*Hv): heads, past, mask, attention; B and S are those of ``operand``."""
+    heads = body.attribute("num_heads", 0)
+    parts = body.split(projected, sizes)
     query, key, value = (body.heads_first(part, heads) for part in parts)
     if body.given("past"):
         earlier = (body("Gather", body.widened("past"), body.scalar(part), axis=0) for part in (0, 1))
         key, value = (body("Concat", old, new, axis=2) for old, new in zip(earlier, (key, value), strict=True))
     bias = _score_bias(body, query, key, "mask_index", starts=True)
-    attended = body.attend(query, key, value, body.attribute("scale", 0.0), bias)
-    output = body.merged(attended, "input", body.dim(parts[2], -1))
+    result = body.attend(query, key, value, body.attribute("scale", 0.0), bias)
+    output = body.merged(result, operand, body.dim(parts[2], -1))
     present = body("Concat", *(body.with_axis(part, 0) for part in (key, value)), axis=0)
     return body.function({"output": body.narrowed(output), "present": body.narrowed(present)})
 

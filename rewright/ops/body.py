@@ -67,6 +67,12 @@ class BodyBuilder:
         """A result in the element type."""
         return self.cast(name, self.elem_type)
 
+    def quantized(self, name: str) -> tuple[str, str, str]:
+        """A float value as uint8 with the scale and the zero point that DynamicQuantizeLinear, since opset 11, gives it."""
+        outputs = tuple(f"quantized_{len(self._nodes)}_{part}" for part in range(3))
+        self._nodes.append(helper.make_node("DynamicQuantizeLinear", [name], list(outputs)))
+        return outputs[0], outputs[1], outputs[2]
+
     def mean_over_last_axis(self, name: str) -> str:
         """ReduceMean with keepdims; its axes are an input from opset 18 on."""
         if self.opset >= _AXES_INPUT_SINCE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from rewright.model.facts import attribute
+from rewright.model.facts import attribute, dtype_of
 from rewright.shapes import dimensions
 from rewright.shapes.compute import first_same, matmul, normalized, same
 from rewright.shapes.items import Item
@@ -72,6 +72,24 @@ def _grouped_attention(known: Known, node: Any) -> list[Dims | None] | None:
     return [[query[0], query[1], width], *([None] * (len(node.outputs) - 1))]
 
 
+def _matmul_n_bits(known: Known, node: Any) -> list[Dims | None] | None:
+    """A (..., K): (..., N)."""
+    dims, columns = known.dims(node.inputs[0]), attribute(node, "N")
+    return [[*dims[:-1], columns]] if dims and isinstance(columns, int) else None
+
+
+def _gather_block_quantized(known: Known, node: Any) -> list[Dims | None] | None:
+    """Rows of a table (V, bytes) of uint8, whose bytes hold 8 / bits elements each, or of another type (V, H): ids + (H,)."""
+    table, ids = known.dims(node.inputs[0]), known.dims(node.inputs[1])
+    dtype = dtype_of(node.inputs[0])
+    if table is None or ids is None or dtype is None or len(table) != 2 or not isinstance(table[1], int):
+        return None
+    if attribute(node, "gather_axis", 0) or attribute(node, "quantize_axis", 1) not in (1, -1):
+        return None
+    each = 8 // int(attribute(node, "bits", 4)) if dtype.name == "uint8" else 1
+    return [[*ids, table[1] * each]]
+
+
 def _given(node: Any, index: int) -> bool:
     return len(node.inputs) > index and bool(node.inputs[index].name)
 
@@ -82,9 +100,11 @@ MICROSOFT: Final[dict[str, Rule]] = {
     **dict.fromkeys(("LayerNormalization", "SimplifiedLayerNormalization"), normalized),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), same),
     "GroupNorm": first_same,
-    "GemmFastGelu": matmul,
+    "MatMulNBits": _matmul_n_bits,
+    "GatherBlockQuantized": _gather_block_quantized,
+    **dict.fromkeys(("GemmFastGelu", "DynamicQuantizeMatMul"), matmul),
     "EmbedLayerNormalization": _embed_layer_norm,
-    "Attention": _attention,
+    **dict.fromkeys(("Attention", "QAttention"), _attention),
     "MultiHeadAttention": _multi_head_attention,
     "GroupQueryAttention": _grouped_attention,
 }

@@ -26,7 +26,9 @@ _TYPED_BY: Final = {
         ),
         0,
     ),
-    "EmbedLayerNormalization": 2,
+    **dict.fromkeys(("EmbedLayerNormalization", "GatherBlockQuantized"), 2),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "DynamicQuantizeLSTM"), 0),
+    "QAttention": 2,
 }  # fmt: skip
 """com.microsoft ops whose first output has the type of an input, and which one; of all others nothing is known."""
 
