@@ -89,7 +89,7 @@ class Chain(registry_chain.Chain):
             on_failure=on_failure,
             input_sets=choose_input_sets(self.catalog, loaded, inputs) if is_compared else None,
             seed=seed,
-            budget=QuantizationBudget.parse(budget) if isinstance(budget, str) else budget,
+            budget=QuantizationBudget.of(budget),
             reproducers=None if reproducers is None else Path(reproducers),
             progress=progress,
             plugins=self.catalog.plugins,

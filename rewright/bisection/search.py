@@ -26,6 +26,7 @@ from rewright.report.environment import environment
 from rewright.run.gates import claimed
 from rewright.run.input_choice import choose_input_sets
 from rewright.run.options import Progress
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.process import SessionWorker
 from rewright.verify.search import first_failing_prefix
@@ -42,6 +43,7 @@ def bisect(
     verify: Literal["model", "sites"] = "model",
     inputs: Inputs | None = None,
     seed: int = 0,
+    budget: str | QuantizationBudget | None = None,
     every: bool = False,
     output: str | PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -58,6 +60,7 @@ def bisect(
             the outputs hide.
         inputs: what the models are compared on; see ``rewright.optimize``.
         seed: of the inputs that are made where none are given.
+        budget: what quantizing passes may lose; see ``rewright.optimize``.
         every: look at every pass, and go on without those that are wrong; takes one comparison for each pass. Otherwise the
             passes after the first wrong one are not looked at.
         output: a folder for the models before and after each culprit, and for the record; nothing is written where none is found.
@@ -72,6 +75,7 @@ def bisect(
         raise UsageError(f"target is '{target}'.", f"It is one of {', '.join(get_args(Target))}.")
     if verify not in ("model", "sites"):
         raise UsageError(f"verify is '{verify}'.", "A bisection takes model or sites.")
+    allowed = QuantizationBudget.of(budget)
     made = (chain if isinstance(chain, Chain) else Chain(chain)).expanded()
     original = load(model)
     folder = None if output is None else Path(output)
@@ -80,11 +84,11 @@ def bisect(
     with collector_paused(), SessionWorker() as worker:
         sets = choose_input_sets(made.catalog, original, inputs)
         lowering = None if target == "cpu" else lower
-        gate = ParityGate(original, sets, worker, seed=seed, lower=lowering)
+        gate = ParityGate(original, sets, worker, seed=seed, lower=lowering, budget=allowed)
         search = _Search(original, made, target, gate, every, progress)
         search.compare_original()
         if verify == "sites":
-            search.sites = SiteGate(original, gate.input_sets, worker, lower=lowering, seed=seed)
+            search.sites = SiteGate(original, gate.input_sets, worker, lower=lowering, seed=seed, budget=allowed)
         if every:
             search.look_at_every_pass()
         else:

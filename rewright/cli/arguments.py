@@ -47,6 +47,14 @@ Inputs = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the inputs that are made where none are given.", min=0)]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="TEXT",
+        help='What quantized outputs may lose, such as "sqnr=25, top1=0.99"; also cosine, max_abs, agreement, step.',
+    ),
+]
 Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="MODULE", help="Load a plugin: an entry point's name or a module; repeatable."),

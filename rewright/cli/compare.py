@@ -27,6 +27,7 @@ def verify(
     rtol: Annotated[float | None, typer.Option("--rtol", help="Relative tolerance of floating-point outputs.", min=0)] = None,
     atol: Annotated[float | None, typer.Option("--atol", help="Absolute tolerance of floating-point outputs.", min=0)] = None,
     seed: arguments.Seed = 0,
+    budget: arguments.Budget = None,
     mapping: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,6 +59,7 @@ def verify(
             rtol=rtol,
             atol=atol,
             seed=seed,
+            budget=budget,
             mapping=_mapping(mapping or ()),
             by_position=by_position,
             divergence=not no_divergence,
@@ -73,6 +75,8 @@ def verify(
         console.error(f"{what}: {comparison.reason}.", "Give inputs that the reference runs on by --inputs.")
         return UNUSABLE
     hint = "--rtol and --atol set what counts as equal; the report names the smallest rtol that passes."
+    if budget is not None:
+        hint = "--budget sets what a quantized model may lose; the figures of each output stand in the report."
     if not comparison.parity.outputs:
         hint = "ONNX Runtime runs the reference, and must run the candidate on the same inputs."
     if comparison.interface.status == "failed":
@@ -97,7 +101,7 @@ def _mapping(given: Sequence[str]) -> NameMap | None:
 
 
 def _show(comparison: ModelComparison) -> None:
-    from rewright.report import wording
+    from rewright.report import quantized, wording
 
     screen = console.output()
     for problem in comparison.interface.problems:
@@ -110,8 +114,11 @@ def _show(comparison: ModelComparison) -> None:
     for heading in ("max error", "rtol needed", "rtol", "atol"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
+    is_budgeted = quantized.is_judged_by_budget(comparison.parity)
     for output in comparison.parity.outputs:
         state = Text("agrees", "green") if output.equal else Text("differs", "bold red")
+        if is_budgeted and not output.vacuous:
+            state.append(f": {quantized.output_figures(output)}", "default")
         if output.vacuous:
             state = Text(output.vacuous, "yellow")
         table.add_row(

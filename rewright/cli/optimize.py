@@ -61,6 +61,7 @@ def optimize(
     ] = "rollback",
     inputs: arguments.Inputs = None,
     seed: arguments.Seed = 0,
+    budget: arguments.Budget = None,
     file_names: Annotated[
         list[str] | None,
         typer.Option("--file", metavar="NAME", help="Take only this .onnx file of a directory; repeatable."),
@@ -100,6 +101,7 @@ def optimize(
             "on_failure": on_failure,
             "inputs": inputs,
             "seed": seed,
+            "budget": budget,
             "progress": progress,
         }
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rewright.model.errors import ModelError
-from rewright.report import wording
+from rewright.report import quantized, wording
 from rewright.report.directory import DirectoryReport
 from rewright.report.model import Report
 
@@ -45,8 +45,10 @@ def write(report: Report | DirectoryReport, path: Path) -> None:
 def page(report: Report | DirectoryReport) -> str:
     """The report as one self-contained page of HTML. Everything that comes from a model is escaped."""
     if isinstance(report, DirectoryReport):
-        return template("rewright.report", "directory.html").render(directory=report, wording=wording, listed=_LISTED)
-    return template("rewright.report", "report.html").render(report=report, wording=wording, listed=_LISTED)
+        return template("rewright.report", "directory.html").render(
+            directory=report, wording=wording, quantized=quantized, listed=_LISTED
+        )
+    return template("rewright.report", "report.html").render(report=report, wording=wording, quantized=quantized, listed=_LISTED)
 
 
 @cache

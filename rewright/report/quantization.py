@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from rewright.report.model import CoveredReport, OpCoverage, PassReport, QuantizationReport
+from rewright.verify.parity import ParityEvidence
 
 _MOST_WORST: Final = 10
 
@@ -37,6 +38,16 @@ def quantization_of(passes: Iterable[PassReport], budget: str) -> QuantizationRe
     measured = [entry for entry in found.values() if entry.outcome == "quantized" and entry.error is not None]
     summary.worst = sorted(measured, key=lambda entry: -(entry.worst_error or entry.error or 0.0))[:_MOST_WORST]
     return summary
+
+
+def doubts(passes: Iterable[PassReport], parity: ParityEvidence | None) -> list[str]:
+    """What the figures of a quantized model do not say; nothing where no quantizing pass was kept."""
+    is_quantized = any(record.exactness == "quantizing" and record.status == "applied" for record in passes)
+    if not is_quantized or parity is None or parity.inputs != "made":
+        return []
+    return [
+        "what quantization costs was measured on made-up inputs; representative ones (--inputs) tell what it costs on yours"
+    ]
 
 
 def _as_kept(record: PassReport) -> list[CoveredReport]:

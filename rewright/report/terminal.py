@@ -12,9 +12,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from rewright.report import wording
+from rewright.report import quantized, wording
 from rewright.report.directory import DirectoryReport
-from rewright.report.model import PassReport, Report
+from rewright.report.model import PassReport, QuantizationReport, Report
 from rewright.report.wording import printable
 
 _STATUS_STYLES: Final = {
@@ -33,6 +33,7 @@ _VERDICT_STYLES: Final = {
     "unverified": "bold yellow",
 }
 _REASONS: Final = 5
+_WORST: Final = 5
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -44,11 +45,14 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print(_pass_table(report, console))
     else:
         console.print("\nThe chain holds no pass.")
+    _print_quantization(report.quantization, console)
     _print_rejections(report, console)
     _print_failures(report, console)
     _print_evidence(report, console)
     console.print()
     console.print(Text(printable(wording.verdict_sentence(report)), _VERDICT_STYLES[report.verdict]))
+    if nothing := quantized.quantization_sentence(report):
+        console.print(Text(printable(nothing), "bold yellow"))
 
 
 def show_directory(directory: DirectoryReport, console: Console | None = None) -> None:
@@ -152,6 +156,44 @@ def _pass_row(record: PassReport, console: Console) -> Iterable[Text]:
     )
 
 
+def _print_quantization(found: QuantizationReport | None, console: Console) -> None:
+    """Which ops were quantized, why not the others, and where the weights lost most."""
+    if found is None or not found.coverage:
+        return
+    console.print(Text("\nQuantized", "bold"))
+    table = _table(console)
+    table.add_column("op", overflow="fold")
+    table.add_column("nodes", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    for row in quantized.coverage_rows(found):
+        table.add_row(*map(Text, map(printable, row)))
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    if weights := quantized.weight_bytes(found):
+        console.print(Text(f"  weights {weights}"))
+    reasons = quantized.missed_reasons(found)
+    if reasons:
+        console.print(Text("\nNot quantized", "bold"))
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(justify="right", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for reason in reasons[:_REASONS]:
+            line = Text(printable(reason.owner), "bold").append(f": {printable(reason.text)}", "not bold")
+            grid.add_row(f"{len(reason.nodes)}x", line.append(f"  {printable(reason.nodes[0])}", "dim not bold"))
+        if len(reasons) > _REASONS:
+            grid.add_row("", Text(f"and {len(reasons) - _REASONS} more reasons; --json lists them", "dim"))
+        console.print(Padding(grid, (0, 0, 0, 2), expand=False))
+    if worst := quantized.worst_rows(found, _WORST):
+        console.print(Text("\nWorst weights", "bold"))
+        table = _table(console)
+        table.add_column("node", overflow="fold")
+        table.add_column("became", overflow="fold")
+        table.add_column("error", justify="right", no_wrap=True)
+        table.add_column("worst channel", justify="right")
+        for node, became, error, channel in worst:
+            table.add_row(Text(printable(node)), Text(printable(became)), error, channel)
+        console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
 def _print_rejections(report: Report, console: Console) -> None:
     reasons = wording.common_reasons(report.passes)
     if not reasons:
@@ -187,6 +229,11 @@ def _print_evidence(report: Report, console: Console) -> None:
     facts = _facts()
     if report.parity is not None:
         for output in report.parity.outputs:
+            if quantized.is_judged_by_budget(report.parity):
+                style = "yellow" if output.vacuous else "" if output.equal else "bold red"
+                what = output.vacuous or quantized.output_figures(output)
+                facts.add_row("output", Text(f"{printable(output.name)}: {what}", style))
+                continue
             error, tolerance = wording.error_against_tolerance(output)
             needed, _, limit = tolerance.partition("/")
             judged = f"needs rtol {needed} of {limit}" if limit else tolerance
@@ -198,6 +245,8 @@ def _print_evidence(report: Report, console: Console) -> None:
             facts.add_row("dropped", Text(printable(dropped), "yellow"))
         for number, line in enumerate(wording.expected_sentences(report.parity)):
             facts.add_row("expected" if number == 0 else "", Text(printable(line), "" if number == 0 else "yellow"))
+    if report.quantization is not None and quantized.is_judged_by_budget(report.parity):
+        facts.add_row("budget", Text(report.quantization.budget))
     sites = wording.site_parity_sentence(report)
     if sites:
         facts.add_row("sites", Text(sites))

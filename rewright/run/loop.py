@@ -30,7 +30,7 @@ from rewright.report.model import (
     SiteReport,
     Verdict,
 )
-from rewright.report.quantization import quantization_of
+from rewright.report.quantization import doubts, quantization_of
 from rewright.run.applying import apply_pass
 from rewright.run.gates import Gates
 from rewright.run.options import PARITY_MODES, SITE_MODES, GateError, RunOptions, RunResult
@@ -178,9 +178,7 @@ class _Run:
             options=step.model_dump(mode="json", exclude_defaults=True, exclude={"backend", "on_failure"}),
             nodes_before=self.node_count,
         )
-        session = PassSession(
-            step, self.current, self.options.target, self.view, isolation=self.worker, bounds=self._bounds
-        )
+        session = PassSession(step, self.current, self.options.target, self.view, isolation=self.worker, bounds=self._bounds)
         began = time.perf_counter()
         candidate = self._apply_trusted(step, session, record) if is_trusted else self._apply(step, session, record)
         applied = time.perf_counter()
@@ -365,7 +363,7 @@ class _Run:
             passes=self.records,
             parity=self.last_parity,
             quantization=quantization_of(self.records, (self.options.budget or QuantizationBudget()).text),
-            warnings=[*self.options.warnings, *self.warnings],
+            warnings=[*self.options.warnings, *self.warnings, *doubts(self.records, self.last_parity)],
             seconds=time.perf_counter() - self.started,
             rss_peak=rss_peak(),
         )

@@ -55,6 +55,15 @@ class QuantizationBudget:
             given[field] = int(number) if field == "step" else number
         return cls(**given)
 
+    @classmethod
+    def of(cls, budget: str | Self | None) -> Self | None:
+        """A budget that is given as text, as itself, or not at all.
+
+        Raises:
+            UsageError: see ``parse``.
+        """
+        return cls.parse(budget) if isinstance(budget, str) else budget
+
     @property
     def text(self) -> str:
         """What ``parse`` reads: every bound that is asked for."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
 from rewright.model.load import load
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.divergence import Divergence, first_divergence
 from rewright.verify.input_files import load_input_sets
 from rewright.verify.inputs import InputSet
@@ -55,6 +56,7 @@ def verify(
     rtol: float | None = None,
     atol: float | None = None,
     seed: int = 0,
+    budget: str | QuantizationBudget | None = None,
     mapping: NameMap | None = None,
     by_position: bool = False,
     divergence: bool = True,
@@ -69,6 +71,7 @@ def verify(
         inputs: an .npz file, a folder, arrays by name or any iterable of such; by default inputs are made from the reference.
         rtol, atol: tolerance of floating-point outputs; by default that of a reassociating rewrite in float32.
         seed: of the made inputs.
+        budget: what the candidate may lose where it is quantized, such as "sqnr=25, top1=0.99"; takes the place of a tolerance.
         mapping: the candidate's names by the reference's, ``{"y": "logits"}`` or ``{"inputs": {...}, "outputs": {...}}``, or
             the path of a YAML or JSON file with one of these. The order then does not matter.
         by_position: the n-th input and output of one model are the n-th of the other, whatever their names.
@@ -76,16 +79,18 @@ def verify(
 
     Raises:
         ModelError: a model cannot be read.
-        UsageError: the inputs or the mapping do not fit, or a tolerance is negative.
+        UsageError: the inputs or the mapping do not fit, a tolerance is negative, or the budget cannot be read.
     """
-    chosen = _tolerance(rtol, atol)
+    chosen, allowed = _tolerance(rtol, atol), QuantizationBudget.of(budget)
+    if chosen is not None and allowed is not None:
+        raise UsageError("a budget and a tolerance are two answers to one question.", "Give --budget, or --rtol and --atol.")
     first = load(reference)
     second = _renamed(first, load(candidate), mapping, by_position)
     interface = check_interface(first, second, may_rename_symbols=True)
     with SessionWorker() as worker:
         sets = None if inputs is None else load_input_sets(first, inputs)
-        gate = ParityGate(first, sets, worker, seed=seed, tolerance=chosen)
-        parity = gate.check(second, "reassociating")
+        gate = ParityGate(first, sets, worker, seed=seed, tolerance=chosen, budget=allowed)
+        parity = gate.check(second, "reassociating" if allowed is None else "quantizing")
         found = None
         if divergence and parity.status == "failed":
             found = where_it_begins(first, second, parity, gate.input_sets, worker, tolerance=chosen)

@@ -21,6 +21,7 @@ from rewright.registry import chain as registry_chain
 from rewright.report.directory import DirectoryReport
 from rewright.report.model import Verdict
 from rewright.run import FailurePolicy, GateError, Progress, RunResult, VerifyMode
+from rewright.verify.budget import QuantizationBudget
 
 
 @dataclass
@@ -69,6 +70,7 @@ def optimize(
     on_failure: FailurePolicy = "rollback",
     inputs: Inputs | Mapping[str, Inputs] | None = None,
     seed: int = 0,
+    budget: str | QuantizationBudget | None = None,
     file_names: str | list[str] | None = None,
     progress: Progress | None = None,
 ) -> DirectoryResult:
@@ -89,7 +91,7 @@ def optimize(
         target: where the result will run; None means what ``config`` says, else "cpu".
         inputs: what is compared on. For one model as in ``rewright.optimize``. For several a mapping of file names to such, or a
             folder that holds, for each model that has inputs, a folder or an .npz file of its name without ".onnx".
-        verify, on_failure, seed: see ``rewright.Chain.run``.
+        verify, on_failure, seed, budget: see ``rewright.Chain.run``.
         file_names: the .onnx files to take, where not all are meant: names, or paths relative to the directory.
         progress: called with (what, done, total) before each pass, ``what`` beginning with the file.
 
@@ -115,6 +117,7 @@ def optimize(
                     on_failure=on_failure,
                     inputs=given.get(name),
                     seed=seed,
+                    budget=budget,
                     # not inside, where Optimum would take the models of reproducers for models to load
                     reproducers=place.with_name(place.name + ".reproducers") / PurePosixPath(name).with_suffix(""),
                     progress=_progress_of(progress, name, index, len(source.models)),
