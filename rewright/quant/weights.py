@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from rewright.model.edit import domain_of
-from rewright.model.facts import attribute, constant_of, is_constant, producer
+from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, producer
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +43,15 @@ class Weight:
         for node in reversed(self.steps):
             array = _STEPS[node.op](node, array)
         return array
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the operand; the values of a source in a file are not read for it."""
+        for node in self.steps:
+            if node.op == "Cast":
+                return onnx.helper.tensor_dtype_to_np_dtype(attribute(node, "to"))
+        held = dtype_of(self.source)
+        return np.asarray(constant_of(self.source)).dtype if held is None else held
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -35,6 +35,7 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.fusion.attention", "Attention"),
     ("rewright.passes.fusion.group_query_attention", "GroupQueryAttention"),
     ("rewright.passes.fusion.multi_head_attention", "MultiHeadAttention"),
+    ("rewright.quant.quantize_dynamic", "QuantizeDynamic"),
     ("rewright.passes.ort.session", "OrtSession"),
     ("rewright.passes.ort.transformers", "OrtTransformers"),
 )

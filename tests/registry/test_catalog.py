@@ -90,6 +90,7 @@ def test_the_built_in_passes_come_by_the_same_hook():
     assert (record.name, record.status) == ("rewright", "loaded")
     assert set(record.passes) == {*catalog}
     assert {"constant-folding", "dead-code", "layer-norm", "bias-gelu", "ort-session", "ort-transformers"} <= {*catalog}
+    assert "quantize-dynamic" in catalog
     assert all(catalog.get(name).summary() for name in catalog)
     assert default_catalog() is default_catalog()
 
