@@ -1,0 +1,1 @@
+"""Passes that let a model compute in narrower floating-point types, and what they share."""

@@ -1,0 +1,28 @@
+"""The ``bfloat16`` pass."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+
+from rewright.passes.precision.operands import ops_holding
+from rewright.passes.precision.reduced import ReducedPrecision
+
+
+class BFloat16(ReducedPrecision):
+    """Computes in bfloat16, which holds what float32 holds with three digits fewer than float16.
+
+    As ``float16``; range is no problem, rounding is: what stays in float32 are integers beyond 256, angles, variances, long sums,
+    and what integers are made of. ONNX Runtime's CPU provider computes next to nothing in bfloat16 and does not cast either, so
+    that for the target cpu the model is left alone.
+
+    Source: the op schemas of ONNX say which ops take it.
+    """
+
+    name = "bfloat16"
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    after = ("gelu-approximation", "dead-code")
+    quantizes = ops_holding("bfloat16")
+    cpu_note: ClassVar[str] = ""
