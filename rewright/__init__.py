@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rewright.api import optimize as optimize
     from rewright.api import reproduce as reproduce
     from rewright.bisection.search import bisect as bisect
+    from rewright.measure.bench import bench as bench
     from rewright.model.carrier import Model as Model
     from rewright.model.errors import (
         ModelError as ModelError,
@@ -66,6 +67,7 @@ _HOMES = {
     "RunResult": "rewright.run",
     "UsageError": "rewright.model.errors",
     "Value": "rewright.pattern.values",
+    "bench": "rewright.measure.bench",
     "bisect": "rewright.bisection.search",
     "compare_backends": "rewright.api",
     "explain": "rewright.api",
@@ -97,6 +99,7 @@ __all__ = [
     "UsageError",
     "Value",
     "__version__",
+    "bench",
     "bisect",
     "compare_backends",
     "explain",

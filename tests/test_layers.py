@@ -18,7 +18,8 @@ FLOORS = (
     ("report",),
     ("reproducer",),
     ("run",),
-    ("api", "bisection"),
+    ("api", "bisection", "measure"),
+    ("sensitivity",),
     ("testing",),
     ("integrations", "cli"),
 )

@@ -14,6 +14,7 @@ import typer
 
 import rewright
 from rewright.cli import console
+from rewright.cli.bench import bench
 from rewright.cli.bisect import bisect
 from rewright.cli.check import check
 from rewright.cli.compare import verify
@@ -77,5 +78,5 @@ def _start(
     return 0
 
 
-for _command in (optimize, verify, check, explain, passes, chains, plugins, new_plugin, bisect, reproduce):
+for _command in (optimize, verify, check, explain, passes, chains, plugins, new_plugin, bisect, reproduce, bench):
     app.command()(guarded(_command))

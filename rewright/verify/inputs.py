@@ -21,7 +21,7 @@ from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
 from rewright.verify.cache_lengths import agreeing_lengths, has_cache_branch, past_symbols
 from rewright.verify.roles import InputRole, infer_roles
-from rewright.verify.symbols import FALLBACKS, fallback_sizes, resolve, sizes, symbols_of
+from rewright.verify.symbols import FALLBACKS, Fallback, fallback_sizes, resolve, sizes, symbols_of
 
 Origin = Literal["made", "given", "plugin"]
 """Who an input set is from: made here from the model's own inputs, given by the user, or by a plugin's hook."""
@@ -55,6 +55,9 @@ _LARGEST_DEFAULT: Final = 2**16
 _PERTURBED: Final = 0.1
 _REPLACED: Final = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16})
 _INTEGERS_BELOW: Final = 10
+_NOTHING_PADDED: Final = 2
+"""The recipe, by its place among ``_RECIPES``, of inputs that are nothing special."""
+
 _STRINGS: Final = np.array(["a", "be", "sea", "deep"], dtype=object)
 
 
@@ -174,6 +177,34 @@ def make_fallback_sets(model: Model, seed: int = 0) -> Iterator[InputSet]:
         shapes = _shapes(roles, agreeing_lengths(roles, symbols, fallback_sizes(symbols, fallback), reads_cache=reads_cache))
         if shapes is not None and max(map(math.prod, shapes.values())) <= MAXIMUM_ELEMENTS:
             yield _input_set(f"fallback-{trial}", roles, shapes, trial, seed, flag)
+
+
+def make_sized_set(model: Model, chosen: Mapping[str, int], default: Fallback, seed: int = 0) -> InputSet | None:
+    """One set with nothing padded, of sizes that were asked for; None where these do not go together.
+
+    Args:
+        model: whose inputs are made.
+        chosen: sizes by the names of the symbolic dimensions.
+        default: the sizes of the others.
+        seed: of the values.
+
+    Raises:
+        UsageError: the model has no symbolic dimension of such a name.
+    """
+    roles = infer_roles(model)
+    symbols = symbols_of(roles)
+    for name in chosen:
+        if name not in symbols:
+            known = f"Its dimensions without a fixed size: {', '.join(symbols)}." if symbols else "All its sizes are fixed."
+            raise UsageError(f"the model has no dimension '{name}'.", known)
+    if not roles:
+        return InputSet("fixed", {}, "nothing has to be fed", origin="made")
+    wanted = agreeing_lengths(roles, symbols, {**fallback_sizes(symbols, default), **chosen}, reads_cache=True)
+    shapes = _shapes(roles, wanted)
+    if shapes is None:
+        return None
+    _refuse_large(shapes)
+    return _input_set("made", roles, shapes, _NOTHING_PADDED, seed, True)
 
 
 def _shapes(roles: list[InputRole], chosen: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:

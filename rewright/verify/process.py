@@ -156,9 +156,7 @@ class SessionWorker:
             SessionLoadError: ONNX Runtime refuses the model.
             SessionCrash: the child died or ran out of time.
         """
-        tensors = {
-            f"{index}/{name}": _to_wire(array) for index, arrays in enumerate(input_sets) for name, array in arrays.items()
-        }
+        tensors = {f"{index}/{name}": to_wire(array) for index, arrays in enumerate(input_sets) for name, array in arrays.items()}
         header = {
             "sets": len(input_sets),
             "optimization": optimization,
@@ -313,7 +311,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _to_wire(array: np.ndarray) -> worker.Tensor:
+def to_wire(array: np.ndarray) -> worker.Tensor:
+    """The array as a frame takes it."""
     if array.dtype.kind in "OUST":
         return "string", array
     storage = worker.STORAGE.get(array.dtype.name)

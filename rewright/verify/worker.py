@@ -38,13 +38,14 @@ STORAGE: Final[dict[str, type[np.generic]]] = {
 }
 """Element types that numpy lacks, with the integers that carry them."""
 
-_ORT_NAMES: Final = {
+EXOTIC_TYPES: Final = {
     "tensor(bfloat16)": "bfloat16",
     "tensor(float8e4m3fn)": "float8_e4m3fn",
     "tensor(float8e4m3fnuz)": "float8_e4m3fnuz",
     "tensor(float8e5m2)": "float8_e5m2",
     "tensor(float8e5m2fnuz)": "float8_e5m2fnuz",
 }
+"""What ONNX Runtime calls the types of STORAGE."""
 # onnx.TensorProto.DataType; the onnx package is not imported here.
 _ONNX_TYPES: Final = {
     "bfloat16": 16,
@@ -147,7 +148,7 @@ def _answer(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: byt
         feeds = {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{index}/")}
         begun = time.perf_counter()
         try:
-            found = _run(session, feeds)
+            found = run_session(session, feeds)
         except Exception as error:  # as above: one input set that cannot be run does not end the others
             results.append({"error": str(error) or type(error).__name__, "seconds": time.perf_counter() - begun})
             continue
@@ -170,9 +171,10 @@ def _session(header: Mapping[str, Any], model: bytes) -> "onnxruntime.InferenceS
     return onnxruntime.InferenceSession(model, options, providers=header["providers"])
 
 
-def _run(session: "onnxruntime.InferenceSession", feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def run_session(session: "onnxruntime.InferenceSession", feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs by name for feeds by name."""
     exotic = any(dtype in STORAGE for dtype, _ in feeds.values())
-    exotic = exotic or any(output.type in _ORT_NAMES for output in session.get_outputs())
+    exotic = exotic or any(output.type in EXOTIC_TYPES for output in session.get_outputs())
     if exotic:
         return _run_with_ort_values(session, feeds)
     names = [output.name for output in session.get_outputs()]
@@ -211,7 +213,7 @@ def _run_with_ort_values(session: "onnxruntime.InferenceSession", feeds: Mapping
     names = [output.name for output in session.get_outputs()]
     found: dict[str, Tensor] = {}
     for name, value in zip(names, session.run_with_ort_values(names, values), strict=True):
-        exotic = _ORT_NAMES.get(value.data_type())
+        exotic = EXOTIC_TYPES.get(value.data_type())
         if exotic is None:
             found.update(_tensors(name, value.numpy()))
             continue
