@@ -14,7 +14,7 @@ from rewright.model.errors import UsageError
 from rewright.model.load import load
 from rewright.passes.contract import Backend, Target
 from rewright.registry import chain as registry_chain
-from rewright.registry.catalog import AWAITED_LEVELS, Catalog, default_catalog, did_you_mean
+from rewright.registry.catalog import Catalog, default_catalog, did_you_mean
 from rewright.report.backends import BackendComparison, BackendRun, compare
 from rewright.report.fates import fates
 from rewright.report.model import Report
@@ -102,7 +102,7 @@ class Chain(registry_chain.Chain):
         """The chain of a level, "O2"; also "2" or 2.
 
         Raises:
-            UsageError: there is no such level. O4, which is O3 plus float16, is not there yet.
+            UsageError: there is no such level.
         """
         catalog = catalog if catalog is not None else default_catalog()
         name = str(level)
@@ -110,9 +110,6 @@ class Chain(registry_chain.Chain):
         for spelling in spellings:
             if spelling in catalog.levels:
                 return cls(spelling, catalog=catalog)
-        for spelling in spellings:
-            if spelling in AWAITED_LEVELS:
-                raise catalog.unknown(spelling)
         near = did_you_mean(name, catalog.levels)
         raise UsageError(f"there is no level '{name}'.", f"{near} The levels are {', '.join(catalog.levels)}.".lstrip())
 

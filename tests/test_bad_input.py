@@ -198,8 +198,7 @@ def test_a_wrong_chain(chain, expected, folder, refused):
     ("options", "expected"),
     [
         (["-O", "7"], "there is no level '7'"),
-        (["-O4"], "O4 is O3 plus float16, and this version has no pass for float16"),
-        (["-p", "gelu, O4"], "column 7: level O4 is O3 plus float16"),
+        (["-p", "O1, float16{margin=0.5}"], "margin"),
         (["-O2", "-p", "gelu"], "-O and -p each name a chain"),
         (["-c", "absent.yaml"], "chain file absent.yaml"),
         (["--set", "gelu.backend"], "sets nothing"),

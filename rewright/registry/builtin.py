@@ -36,6 +36,8 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.fusion.group_query_attention", "GroupQueryAttention"),
     ("rewright.passes.fusion.multi_head_attention", "MultiHeadAttention"),
     ("rewright.quant.quantize_dynamic", "QuantizeDynamic"),
+    ("rewright.passes.precision.float16", "Float16"),
+    ("rewright.passes.precision.bfloat16", "BFloat16"),
     ("rewright.passes.ort.session", "OrtSession"),
     ("rewright.passes.ort.transformers", "OrtTransformers"),
 )
@@ -55,6 +57,7 @@ LEVELS: Mapping[str, str] = {
         " constant-folding, identity-elimination, common-subexpression, dead-code"
     ),
     "O3": "O2, gelu-approximation, dead-code",
+    "O4": "O3, float16",
 }
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from rewright.model.errors import PluginError, RewrightError, UsageError
 from rewright.registry.discovery import AUTOLOAD_VARIABLE, Contribution, PluginRecord, discover
@@ -14,15 +14,6 @@ from rewright.registry.discovery import AUTOLOAD_VARIABLE, Contribution, PluginR
 if TYPE_CHECKING:
     from rewright.model.carrier import Model
     from rewright.passes.contract import Pass
-
-
-AWAITED_LEVELS: Final[Mapping[str, tuple[str, str]]] = {
-    "O4": (
-        "level O4 is O3 plus float16, and this version has no pass for float16.",
-        "Use O3. rewright.integrations.optimum compiles Optimum's AutoOptimizationConfig.O4() to what there is of it.",
-    )
-}
-"""Levels that people know from Optimum and that are not there yet: what is said of each, and what to do."""
 
 
 class Catalog:
@@ -113,8 +104,6 @@ class Catalog:
         """The error for a name that is no pass: a level, a misspelling, or a pass of a plugin that could not bring it."""
         if name in self.levels:
             return UsageError(f"'{name}' is a level, not a pass.", "It stands in a chain as plain text, without options.")
-        if name.upper() in AWAITED_LEVELS:
-            return UsageError(*AWAITED_LEVELS[name.upper()])
         near = did_you_mean(name, [*self._passes, *self.levels])
         absent = [record for record in self.plugins if record.status != "loaded"]
         for record in absent:

@@ -32,7 +32,7 @@ def without_padding(graph: GraphProto, input_set: InputSet, output: str, shape: 
     """
     for mask_name in input_set.padding_masks:
         valid = np.asarray(input_set.arrays[mask_name]).astype(np.bool_)
-        axis = _length_axis(_named_dims(graph.input, mask_name), _named_dims(graph.output, output), valid.shape, shape)
+        axis = length_axis(graph, mask_name, valid.shape, output, shape)
         if axis is None or valid.all():
             continue
         return Excused(_selection(axis, valid), f"{int(valid.size - valid.sum())} padded positions were not compared")

@@ -92,7 +92,7 @@ def test_an_unknown_pass_names_the_near_ones(command_line):
 
 def test_levels_are_listed_in_canonical_text(command_line):
     levels = json.loads(command_line("chains", "--json").out)
-    assert list(levels) == ["O0", "O1", "O2", "O3"]
+    assert list(levels) == ["O0", "O1", "O2", "O3", "O4"]
     assert levels["O0"] == ""
     assert Chain(levels["O2"]) == Chain("O2")
     assert "constant-folding" in command_line("chains").out

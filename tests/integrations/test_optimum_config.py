@@ -99,7 +99,7 @@ def test_nor_beside_any_other_attribute(name: str, value: Any) -> None:
         ("O1", "O1", "cpu"),
         ("O2", "O2", "cpu"),
         ("O3", "O3", "cpu"),
-        ("O4", "O3", "cuda"),
+        ("O4", "O4", "cuda"),
     ],
 )
 def test_the_presets_are_the_levels(preset: str, text: str, target: str) -> None:
@@ -116,10 +116,13 @@ def test_a_preset_for_a_gpu_is_the_same_chain_for_the_target_cuda(preset: str) -
     assert (compiled.chain, compiled.target) == (Chain(preset), "cuda")
 
 
-def test_o4_says_that_float16_is_missing():
-    (said,) = [message for message in compile(AutoOptimizationConfig.O4()).messages if message.option == "fp16"]
-    assert said.kind == "warning"
-    assert "stays in float32" in said.text
+def test_float16_comes_last_and_for_a_cpu_it_is_said_what_it_costs():
+    assert [step.name for step in compile(AutoOptimizationConfig.O4()).chain][-1] == "float16"
+    assert not [message for message in compile(AutoOptimizationConfig.O4()).messages if message.option == "fp16"]
+    compiled = compile(OptimizationConfig(fp16=True))
+    (said,) = [message for message in compiled.messages if message.option == "fp16"]
+    assert [step.name for step in compiled.chain][-1] == "float16"
+    assert said.kind == "note"
     assert str(said) == f"fp16=True: {said.text}"
 
 

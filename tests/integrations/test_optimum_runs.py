@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import TensorProto
 
 import rewright
 from rewright.integrations.optimum import AutoOptimizationConfig, OptimizationConfig, compile
@@ -69,9 +70,11 @@ def test_without_the_fusions_for_transformers_onnxruntimes_own_are_checked_site_
     assert (record.name, record.status, record.backend) == ("ort-session", "applied", "ort")
 
 
-def test_o4_is_done_as_far_as_there_are_passes():
+def test_o4_computes_the_fused_ops_in_float16():
     compiled = compile(AutoOptimizationConfig.O4())
     result = rewright.optimize(BERT, chain=compiled.chain, target=compiled.target)
     assert result.report.verdict == "passed"
     ops = Counter(node.op_type for node in result.model.proto.graph.node)
     assert (ops["FastGelu"], ops["Attention"]) == (2, 2)
+    kinds = {tensor.data_type for tensor in result.model.proto.graph.initializer if len(tensor.dims) == 2}
+    assert kinds == {TensorProto.FLOAT16}

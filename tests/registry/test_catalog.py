@@ -91,6 +91,7 @@ def test_the_built_in_passes_come_by_the_same_hook():
     assert set(record.passes) == {*catalog}
     assert {"constant-folding", "dead-code", "layer-norm", "bias-gelu", "ort-session", "ort-transformers"} <= {*catalog}
     assert "quantize-dynamic" in catalog
+    assert {"float16", "bfloat16"} <= {*catalog}
     assert all(catalog.get(name).summary() for name in catalog)
     assert default_catalog() is default_catalog()
 
@@ -114,13 +115,12 @@ def test_the_built_in_levels_build_on_each_other():
 
 
 @pytest.mark.parametrize("level", ["O4", "o4", "4", 4])
-def test_a_level_that_is_awaited_says_what_it_lacks_and_what_to_do_instead(level):
-    with pytest.raises(UsageError, match="O3 plus float16, and this version has no pass for float16") as caught:
-        api.Chain.at_level(level)
-    assert caught.value.hint.startswith("Use O3.")
+def test_the_last_level_is_the_third_and_float16(level):
+    third = [step.name for step in Chain("O3")]
+    assert [step.name for step in api.Chain.at_level(level)] == [*third, "float16"]
 
 
-def test_a_plugin_may_bring_a_level_that_is_awaited():
-    catalog = Catalog([Contribution.of(ACME, [Mobile], {"O4": "acme-mobile"})])
-    assert api.Chain.at_level("4", catalog=catalog).text == "acme-mobile"
-    assert Chain("O4", catalog=catalog).text == "acme-mobile"
+def test_a_plugin_may_bring_a_level_of_its_own():
+    catalog = Catalog([Contribution.of(ACME, [Mobile], {"O5": "acme-mobile"})])
+    assert api.Chain.at_level("5", catalog=catalog).text == "acme-mobile"
+    assert Chain("O5", catalog=catalog).text == "acme-mobile"

@@ -315,3 +315,10 @@ def test_rows_that_are_padding_may_differ_between_spellings_of_a_mask(judge):
     assert judge(ten_thousand, lowest, "exact").status == "failed"
     unmasked = ATTENTION.replace("LOWEST", "-10000").replace("masked = Add(scores, both)", "masked = Add(scores, future)")
     assert judge(ten_thousand, unmasked).status == "failed"
+
+
+def test_rows_are_padding_also_where_the_exporter_has_numbered_the_dimensions_of_the_output(judge):
+    numbered = ATTENTION.replace("(float[batch, seq, 4] y)", "(float[MatMuly_dim_0, MatMuly_dim_1, 4] y)")
+    evidence = judge(numbered.replace("LOWEST", "-10000"), numbered.replace("LOWEST", "-3.4e38"))
+    assert evidence.status == "passed", evidence.reason
+    assert "padded positions were not compared" in evidence.outputs[0].message

@@ -197,9 +197,12 @@ class _Compilation:
             self.say("optimize_for_gpu", wording.SESSION_IS_FOR_CPU)
 
     def choose_precision(self) -> None:
-        """Where float16 joins the chain, once there is a pass for it."""
-        if self.config.fp16:
-            self.say("fp16", wording.NO_FLOAT16)
+        """float16 comes last: what is fused by then is converted as it is."""
+        if not self.config.fp16:
+            return
+        self.steps.append(self.catalog.get("float16")())
+        if self.target == "cpu":
+            self.say("fp16", wording.FLOAT16_ON_CPU, is_note=True)
 
     def finished(self, backend: Backend) -> CompiledConfig:
         chain = Chain(self.steps, catalog=self.catalog)

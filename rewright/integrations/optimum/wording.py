@@ -51,7 +51,10 @@ NO_CUDA: Final = (
 SESSION_IS_FOR_CPU: Final = (
     "ort-session lets ONNX Runtime optimize for its CPU provider; what is for the device only it leaves out."
 )
-NO_FLOAT16: Final = "this version has no pass for float16. The model stays in float32, and everything else is done."
+FLOAT16_ON_CPU: Final = (
+    "ONNX Runtime's CPU provider casts around most ops of a float16 model, which is slower than float32; optimize_for_gpu sets the"
+    " target that float16 is for."
+)
 
 UNKNOWN_ATTRIBUTE: Final = "this version of rewright does not know the attribute, so that it changes nothing."
 QUANTIZATION: Final = "options for quantization are not carried out here; quantize in a step of its own, after this one."

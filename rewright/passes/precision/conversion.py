@@ -273,4 +273,3 @@ def _set_output(node: Any, old: Any, new: Any) -> None:
     list.__setitem__(node.outputs, index, new)
     drop(old.inputs, node)
     list.append(new.inputs, node)
-

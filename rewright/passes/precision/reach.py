@@ -179,7 +179,7 @@ class Reach:
             return len(places) == 1
         if node.op == "Mul" and len(places) == 1:
             other = self._bounds.get(node.inputs[1 - places[0]].name)
-            return other is not None and other.proven[0] >= 0.0 and other.proven[1] <= 1.0
+            return other is not None and other.proven[0] >= -_SLACK and other.proven[1] <= 1.0 + _SLACK
         return False
 
 
@@ -200,6 +200,9 @@ def _tightest(*known: Ends | None) -> Ends | None:
     low, high = max(ends[0] for ends in found), min(ends[1] for ends in found)
     return (low, high) if low <= high else min(found, key=lambda ends: max(abs(ends[0]), abs(ends[1])))
 
+
+_SLACK: Final = 1e-6
+"""What proofs allow for rounding."""
 
 Operands = list[Ends | None]
 

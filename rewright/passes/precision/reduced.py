@@ -84,7 +84,9 @@ class ReducedPrecision(QuantizingPass):
             if id(node) not in chosen:
                 keeping.keep(node, "it was not chosen")
         if found.input_sets:
-            session.notes.append(f"values were measured on {', '.join(found.input_sets)}; {self.margin:g} times as much has to fit")
+            session.notes.append(
+                f"values were measured on {', '.join(found.input_sets)}; {self.margin:g} times as much has to fit"
+            )
         session.notes.extend(f"could not be measured: {problem}" for problem in found.problems)
         return keeping
 
@@ -143,7 +145,9 @@ class ReducedPrecision(QuantizingPass):
         if not done:
             notes.append(f"no node is left that would compute in {self.dtype.name}: the model is unchanged")
             return
-        notes.append(f"{done} of {total} nodes compute in {self.dtype.name}, with {len(conversion.casts)} casts around the others")
+        notes.append(
+            f"{done} of {total} nodes compute in {self.dtype.name}, with {len(conversion.casts)} casts around the others"
+        )
         if keeping.clipped:
             numbers = sum(count for _, count in keeping.clipped.values())
             held = ", ".join(tensor.name for tensor, _ in keeping.clipped.values())
