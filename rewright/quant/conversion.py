@@ -88,11 +88,18 @@ class Conversion:
         self.replace_all(candidate, removed, op, [(output, result)])
 
     def replace_all(
-        self, candidate: Candidate, removed: Sequence[Any], op: Builder, results: Iterable[tuple[Any, Value]]
+        self,
+        candidate: Candidate,
+        removed: Sequence[Any],
+        op: Builder,
+        results: Iterable[tuple[Any, Value]],
+        late: Sequence[Any] = (),
     ) -> None:
-        """As ``replace``, for several outputs: pairs of an old value and the new one."""
+        """As ``replace``, for several outputs: pairs of an old value and the new one. ``late`` are those of the new nodes that
+        stand where the last of the removed ones did, since they read what the candidate did not wait for."""
         feeders = {id(node): node for gone in removed for node in map(producer, gone.inputs) if node is not None}
-        self.editor.insert(op.nodes, candidate.node)
+        self.editor.insert([node for node in op.nodes if node not in late], candidate.node)
+        self.editor.insert(late, removed[-1])
         for node in removed:
             self.editor.remove(node)
         for output, result in results:

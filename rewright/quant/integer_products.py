@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from rewright.model.edit import domain_of
-from rewright.model.facts import attribute, constant_of, is_constant, shape_of
+from rewright.model.facts import attribute, constant_of, shape_of
 from rewright.pattern.builder import Builder
 from rewright.pattern.values import Value
-from rewright.quant.affine import Array, quantized
+from rewright.quant.affine import quantized
 from rewright.quant.conversion import Conversion, bias_of_columns
+from rewright.quant.followers import follower_of, without_bias
 from rewright.quant.integer_weights import MissedError, Use
 from rewright.quant.selection import Candidate
 from rewright.quant.weights import Weight, weight_of
@@ -97,29 +97,37 @@ def convert_product(work: Conversion, candidate: Candidate) -> None:
     operand = Value(node.inputs[0])
     if found.turns_a:
         operand = op.Transpose(operand, perm=[1, 0])
-    bias, rest, removed = _added(work, node, op, columns)
+    bias, rest, follower = _added(work, node, op, columns)
     result = work.product(op, operand, levels, scale, work.zero_point(made), bias)
     if rest is not None:
         result = op.Add(result, rest)
-    work.replace(candidate, removed, op, result, removed[-1].outputs[0])
+    if follower is None:
+        work.replace(candidate, [node], op, result, node.outputs[0])
+    elif follower.op == "Add":
+        work.replace(candidate, [node, follower], op, result, follower.outputs[0])
+    else:
+        outputs = without_bias(op, follower, node.outputs[0], result)
+        work.replace_all(candidate, [node, follower], op, outputs, late=op.nodes[-1:])
     work.covered(node, [(found.use, made)], f"uint8 x {work.spelled}")
 
 
-def _added(work: Conversion, node: Any, op: Builder, columns: int) -> tuple[Value | None, Value | None, list[Any]]:
-    """What is added to the product: a bias for its columns, anything else, and the nodes that say so."""
+def _added(work: Conversion, node: Any, op: Builder, columns: int) -> tuple[Value | None, Value | None, Any | None]:
+    """What is added to the product: a bias for its columns, anything else, and the node after it that says so."""
     if node.op == "Gemm":
         given = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
         beta = float(attribute(node, "beta", 1.0))
         if given is not None and beta != 0.0:
-            return (*_gemm_bias(given, beta, op, columns), [node])
-        add = _sum_after(work, node, columns, rank=2)
-    else:
-        add = _sum_after(work, node, columns, rank=len(shape_of(node.outputs[0]) or ()) or None)
-    if add is None:
-        return None, None, [node]
-    follower, constant, bias = add
-    value = Value(constant) if bias.shape == (shape_of(constant) or ()) else op.constant(bias, "bias")
-    return value, None, [node, follower]
+            return (*_gemm_bias(given, beta, op, columns), None)
+    found = follower_of(work.editor, node)
+    if found is None:
+        return None, None, None
+    follower, constant = found
+    rank = len(shape_of(node.outputs[0]) or ()) or None
+    bias = bias_of_columns(constant_of(constant), columns, rank)
+    if bias is None:
+        return None, None, None
+    same = bias.shape == (shape_of(constant) or ())
+    return Value(constant) if same else op.constant(bias, "bias"), None, follower
 
 
 def _gemm_bias(given: Any, beta: float, op: Builder, columns: int) -> tuple[Value | None, Value | None]:
@@ -135,22 +143,6 @@ def _gemm_bias(given: Any, beta: float, op: Builder, columns: int) -> tuple[Valu
     if beta == 1.0:
         return None, Value(given)
     return None, op.Mul(Value(given), op.constant(np.float32(beta), "beta"))
-
-
-def _sum_after(work: Conversion, node: Any, columns: int, rank: int | None) -> tuple[Any, Any, Array] | None:
-    """The Add that alone reads the product, its constant, and that constant as a bias."""
-    output = node.outputs[0]
-    readers = work.editor.consumers(output)
-    if work.editor.is_graph_output(output) or len(readers) != 1:
-        return None
-    follower = readers[0]
-    if follower.op != "Add" or domain_of(follower) or work.editor.graph_of(follower) is not work.editor.graph_of(node):
-        return None
-    others = [tensor for tensor in follower.inputs if tensor is not output]
-    if len(others) != 1 or not is_constant(others[0]):
-        return None
-    bias = bias_of_columns(constant_of(others[0]), columns, rank)
-    return None if bias is None else (follower, others[0], bias)
 
 
 def _convert_batched(work: Conversion, candidate: Candidate, weight: Weight, op: Builder) -> None:

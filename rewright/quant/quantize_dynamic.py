@@ -27,9 +27,9 @@ class QuantizeDynamic(QuantizingPass):
     DynamicQuantizeLinear gives it; w int8 or uint8 with a scale for each column.
 
     1. MatMul, FusedMatMul and Gemm whose right operand is constant, also behind Transpose, Identity, Reshape, Cast and the like,
-       become com.microsoft.DynamicQuantizeMatMul; for a portable model DynamicQuantizeLinear and MatMulInteger. A constant sum
-       after it becomes the op's bias; alpha goes into the scales, beta into the bias. Activations are never multiplied by
-       activations in integers.
+       become com.microsoft.DynamicQuantizeMatMul; for a portable model DynamicQuantizeLinear and MatMulInteger. A bias after
+       it, also that of BiasGelu, FastGelu and SkipLayerNormalization, becomes the op's; alpha goes into the scales, beta into
+       the bias. Activations are never multiplied by activations in integers.
     2. com.microsoft.Attention becomes QAttention. That op has no attention_bias: with one, the packed projection becomes three
        products in front of MultiHeadAttention.
     3. Gather on a table of embeddings picks rows of integers, each with its own scale. LSTM becomes DynamicQuantizeLSTM.
@@ -54,7 +54,15 @@ class QuantizeDynamic(QuantizingPass):
         "com.microsoft::Attention",
         "com.microsoft::EmbedLayerNormalization",
     )
-    emits = tuple(f"com.microsoft.{op}" for op in ("DynamicQuantizeMatMul", "QAttention", "DynamicQuantizeLSTM"))
+    emits = (
+        "com.microsoft.DynamicQuantizeMatMul",
+        "com.microsoft.QAttention",
+        "com.microsoft.MultiHeadAttention",
+        "com.microsoft.DynamicQuantizeLSTM",
+        "com.microsoft.Gelu",
+        "com.microsoft.FastGelu",
+        "com.microsoft.SkipLayerNormalization",
+    )
     backends = ("standalone", "ort", "auto")
 
     per_channel: bool = Field(default=True, description="A scale for each column of a weight (row of a table), or one for all.")
