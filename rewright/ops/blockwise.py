@@ -5,8 +5,8 @@ What ONNX Runtime's CPU kernels do, measured (1.32; tests hold it):
 * A row of the weight, (N, K), is cut into blocks of ``block_size`` along K, the last one padded; a weight is
   (code - zero point) * scale. Codes of 4 bits lie two in a byte, the first in the low half. Without ``zero_points`` each is
   2^(bits - 1).
-* MatMulNBits: B is uint8 (N, blocks, block_size * bits / 8), scales (N, blocks), ``bias`` (N), ``zero_points`` packed alike, uint8
-  (N, ceil(blocks * bits / 8)), or (N, blocks) in the type of A. A has any rank from 1 on, any K and N.
+* MatMulNBits: B is uint8 (N, blocks, block_size * bits / 8), scales (N, blocks), ``bias`` (N), ``zero_points`` packed alike,
+  uint8 (N, ceil(blocks * bits / 8)), or (N, blocks) in A's type. A has any rank from 1 on, any K and N.
 * ``accuracy_level`` 4 rounds A to 8 bits in blocks of ``block_size``, which is several times as fast; 0 to 3 compute in float32.
   For 8 bits nothing but level 4 is fast: the others take tens of times as long as a float MatMul.
 * GatherBlockQuantized on uint8 gathers along axis 0, and has its codes packed along the last: a row's length is even for 4 bits.

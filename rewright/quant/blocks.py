@@ -67,7 +67,7 @@ class Blocks:
     Attributes:
         codes: uint8 (n, blocks, block_size).
         scales: (n, blocks) in the format's dtype.
-        zero_points: uint8 (n, blocks).
+        zero_points: uint8 (n, blocks), or floats in the dtype of the scales.
     """
 
     codes: Array
@@ -119,44 +119,43 @@ def round_to_nearest(rows: Array, form: BlockFormat) -> Blocks:
 
 
 def half_quadratic(rows: Array, form: BlockFormat) -> Blocks:
-    """Zero points that minimise the error of most weights, whatever the few largest errors are.
+    """Scales and zero points that suit most weights of a block, whatever the few largest errors are.
 
-    For fixed scales, min over z of |W - s (q(z) - z)|_p^p with p = 0.7 is split into two steps that are alternated, with an
-    auxiliary error E and a growing beta:
+    min over s and z of |W - s (q - z)|_p^p with p = 0.7 is split into steps that are alternated, with an auxiliary error E and a
+    beta that grows:
 
         E = sign(R) max(|R| - |R|^(p-1) / beta, 0),  R = W - s (q - z)
-        z = mean over the block of q - (W - E) / s
+        z = mean over the block of q - (W - E) / s, rounded, as kernels read whole zero points
+        s = sum over the block of (q - z) (W - E) / sum of (q - z)^2
 
-    Kernels read whole zero points: z is rounded, and a block for which that is worse than ``round_to_nearest`` keeps the latter.
+    Symmetric blocks keep their z. A block keeps the best of all steps; the first of them is ``round_to_nearest``.
 
-    Source: Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023.
+    Source: Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023, which has the steps for E and z;
+    that for s is the same least squares problem.
     """
-    if form.symmetric:
-        raise ValueError("the zero points of symmetric blocks are fixed")
     blocks = in_blocks(rows, form)
-    scales, nearest = ranges(blocks, form)
-    wide, beta, zero_points = scales[..., None], _HQQ_BETA, nearest
-    best, least = nearest, np.full(nearest.shape, np.inf, np.float32)
+    scales, points = best_scales, best_points = ranges(blocks, form)
+    least: Array = np.full(points.shape, np.inf, np.float32)
+    beta = _HQQ_BETA
     for _ in range(HQQ_STEPS):
-        codes = _codes(blocks, scales, zero_points, form)
-        residual = blocks - (codes - zero_points[..., None]) * wide
+        codes = _codes(blocks, scales, points, form)
+        residual = blocks - (codes - points[..., None]) * scales[..., None]
         size = np.abs(residual)
+        error: Array = np.asarray(np.power(size, np.float32(HQQ_NORM)).sum(-1))
+        is_better = error < least
+        least = np.where(is_better, error, least)
+        best_scales, best_points = np.where(is_better, scales, best_scales), np.where(is_better, points, best_points)
         shrunk = np.maximum(size - np.where(size > 0, size, 1) ** np.float32(HQQ_NORM - 1) / np.float32(beta), 0)
-        zero_points = np.mean(codes - (blocks - np.sign(residual) * shrunk) / wide, axis=-1)
-        whole = np.clip(np.round(zero_points), 0, form.highest)
-        error = _norm(blocks, scales, whole, form)
-        best, least = np.where(error < least, whole, best), np.minimum(error, least)
+        target = blocks - np.sign(residual) * shrunk
+        if not form.symmetric:
+            points = np.clip(np.round(np.mean(codes - target / scales[..., None], axis=-1)), 0, form.highest)
+        offsets = codes - points[..., None]
+        lengths = np.square(offsets).sum(-1)
+        fitted = (offsets * target).sum(-1) / np.where(lengths > 0, lengths, 1)
+        fitted = fitted.astype(form.dtype).astype(np.float32)
+        scales = np.where(fitted != 0, fitted, scales)
         beta *= _HQQ_KAPPA
-    kept = np.where(least < _norm(blocks, scales, nearest, form), best, nearest)
-    return _made(blocks, scales, kept, form)
-
-
-def _norm(blocks: Array, scales: Array, zero_points: Array, form: BlockFormat) -> Array:
-    """Sum over each block of |error|^p."""
-    codes = _codes(blocks, scales, zero_points, form)
-    error = np.abs(blocks - (codes - zero_points[..., None]) * scales[..., None])
-    found: Array = np.power(error, np.float32(HQQ_NORM)).sum(-1)
-    return found
+    return _made(blocks, best_scales, best_points, form)
 
 
 def inverse_factor(moments: Array) -> Array:
@@ -167,7 +166,7 @@ def inverse_factor(moments: Array) -> Array:
 
     Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, arXiv 2210.17323.
     """
-    hessian = 2 * moments.astype(np.float64 if len(moments) <= _WIDEST_IN_DOUBLE else np.float32)
+    hessian: Array = 2 * moments.astype(np.float64 if len(moments) <= _WIDEST_IN_DOUBLE else np.float32)
     diagonal = np.einsum("ii->i", hessian)
     mean = float(diagonal.mean()) or 1.0
     diagonal[diagonal == 0] = mean
@@ -219,4 +218,13 @@ def packed(codes: Array, bits: int) -> Array:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], -1)
     low, high = codes[..., 0::2], codes[..., 1::2]
     found: Array = low | (high << 4)
+    return found
+
+
+def unpacked(stored: Array, bits: int, count: int) -> Array:
+    """The first ``count`` codes along the last axis of what ``packed`` made."""
+    if bits == 8:
+        return stored[..., :count]
+    halves = np.stack([stored & 15, stored >> 4], -1)
+    found: Array = halves.reshape(*stored.shape[:-1], -1)[..., :count]
     return found

@@ -27,7 +27,7 @@ class QuantizedMatrix:
     Attributes:
         codes: uint8 (N, blocks, block_size).
         scales: (N, blocks).
-        zero_points: uint8 (N, blocks).
+        zero_points: uint8 (N, blocks), or floats in the dtype of the scales.
         form: of the blocks.
         width: K.
         error: root mean square of the error relative to that of the weights.
@@ -47,9 +47,14 @@ class QuantizedMatrix:
         """uint8 (N, blocks, block_size * bits / 8): what MatMulNBits reads as B."""
         return packed(self.codes, self.form.bits)
 
-    def packed_zero_points(self) -> Array | None:
-        """uint8 (N, ceil(blocks * bits / 8)); None where they are those that are meant without any."""
-        return None if self.form.symmetric else packed(self.zero_points, self.form.bits)
+    @property
+    def has_whole_points(self) -> bool:
+        """Whether zero points are codes, as all kernels but that of MatMulNBits want them."""
+        return bool(self.zero_points.dtype.kind == "u")
+
+    def packed_zero_points(self) -> Array:
+        """uint8 (N, ceil(blocks * bits / 8)); floats (N, blocks) as they are."""
+        return packed(self.zero_points, self.form.bits) if self.has_whole_points else self.zero_points
 
     def rows(self) -> Array:
         """uint8 (N, K): the codes without the padding."""
@@ -64,7 +69,7 @@ def quantize_matrix(matrix: Array, form: BlockFormat, method: Method) -> Quantiz
     """
     count, width = matrix.shape
     codes = np.empty((count, form.blocks_of(width), form.block_size), np.uint8)
-    scales, zero_points = np.empty(codes.shape[:2], form.dtype), np.empty(codes.shape[:2], np.uint8)
+    scales, zero_points = np.empty(codes.shape[:2], form.dtype), np.empty(0, np.uint8)
     errors, sizes = np.zeros(count), np.zeros(count)
     step = max(1, _ELEMENTS_AT_ONCE // max(1, width))
     for start in range(0, count, step):
@@ -73,6 +78,8 @@ def quantize_matrix(matrix: Array, form: BlockFormat, method: Method) -> Quantiz
         if not np.isfinite(rows).all():
             raise NotFiniteError
         blocks = method(rows, form)
+        if not start:
+            zero_points = np.empty(codes.shape[:2], blocks.zero_points.dtype)
         codes[part], scales[part], zero_points[part] = blocks.codes, blocks.scales, blocks.zero_points
         errors[part] = _squares(rows - blocks.dequantized(width))
         sizes[part] = _squares(rows)
