@@ -11,13 +11,14 @@ from rewright.ops.lowering import LOWERED_DOMAIN, lower
 MICROSOFT = "com.microsoft"
 
 
-def one_node(op, inputs, ranks, opset=17, domain=MICROSOFT, **attributes):
-    """A model of one node; ``inputs`` by name in the op's order, None where omitted; ``ranks`` of its outputs."""
+def one_node(op, inputs, ranks, opset=17, domain=MICROSOFT, kind=None, **attributes):
+    """A model of one node; ``inputs`` by name in the op's order, None where omitted; ``ranks`` of its outputs, and their dtype
+    where it is not that of the first input."""
     names = [name if value is not None else "" for name, value in inputs.items()]
     outputs = [f"out{number}" for number in range(len(ranks))]
     node = helper.make_node(op, names[: 1 + max(i for i, name in enumerate(names) if name)], outputs, domain=domain, **attributes)
     values = feeds(inputs)
-    kind = helper.np_dtype_to_tensor_dtype(next(iter(values.values())).dtype)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(kind or next(iter(values.values())).dtype))
     graph = helper.make_graph(
         [node],
         "one",
