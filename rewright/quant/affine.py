@@ -10,9 +10,13 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 IntegerType = Literal["int8", "uint8"]
+StoredType = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4"]
 
 _ELEMENTS_AT_ONCE: Final = 1 << 22
-_FULL: Final = {"int8": (-128, 127), "uint8": (0, 255)}
+_FULL: Final = {
+    **{"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)},
+    **{"uint16": (0, 65535), "int4": (-8, 7), "uint4": (0, 15)},
+}
 _REDUCED: Final = {"int8": (-64, 63), "uint8": (0, 127)}
 _MOST_OF_A_PAIR: Final = 128
 """255 * 128 is the largest product of an activation and the sum of two weights that 16 bits hold."""
@@ -23,20 +27,20 @@ class Levels:
     """Which integers stand for weights.
 
     Attributes:
-        dtype: "int8" or "uint8".
-        symmetric: the zero point is the middle, 0 or 128, and the largest magnitude gets the last level; else the zero point is
+        dtype: "int8" or "uint8"; for some passes also those of 16 and of 4 bits.
+        symmetric: the zero point is the middle, such as 0 or 128, and the largest magnitude gets the last level; else the zero point is
             where the range from the least to the largest value, 0 included, puts it.
         reduced: seven bits instead of eight, whose products in pairs fit into 16 bits.
     """
 
-    dtype: IntegerType = "int8"
+    dtype: StoredType = "int8"
     symmetric: bool = True
     reduced: bool = False
 
     @property
     def ends(self) -> tuple[int, int]:
         """The least and the largest integer."""
-        return (_REDUCED if self.reduced else _FULL)[self.dtype]
+        return (_FULL | _REDUCED if self.reduced else _FULL)[self.dtype]
 
     def parameters(self, low: Array, high: Array) -> tuple[Array, Array]:
         """Scale (float32) and zero point for values from ``low`` to ``high``, arrays of one shape."""

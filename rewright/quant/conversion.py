@@ -73,11 +73,15 @@ class Conversion:
                 inputs.pop()
             fused: Value = op.DynamicQuantizeMatMul(*inputs, domain=DOMAIN)
             return fused
-        quantized, its_scale, its_zero = op.DynamicQuantizeLinear(operand, outputs=3)
+        quantized, its_scale, its_zero = self.activation(op, operand)
         zeros = [its_zero] if zero_point is None else [its_zero, zero_point]
         product = op.Cast(op.MatMulInteger(quantized, levels, *zeros), to=FLOAT)
         result: Value = op.Mul(product, op.Mul(its_scale, scale))
         return result if bias is None else op.Add(result, bias)  # type: ignore[no-any-return]
+
+    def activation(self, op: Builder, operand: Value) -> tuple[Value, Value, Value]:
+        """Levels, scale and zero point of an activation, found at run time."""
+        return op.DynamicQuantizeLinear(operand, outputs=3)  # type: ignore[no-any-return]
 
     def zero_point(self, made: IntegerWeight) -> Value | None:
         """What the op is given: nothing where it is 0, which int8 weights may leave out."""

@@ -61,7 +61,7 @@ def convert_attention(work: Conversion, candidate: Candidate) -> None:
         _convert_projections(work, candidate, op, use, sizes, beyond or str(work.obstacle("QAttention")))
         return
     made = work.weights.get(use)
-    quantized, scale, zero_point = op.DynamicQuantizeLinear(Value(node.inputs[0]), outputs=3)
+    quantized, scale, zero_point = work.activation(op, Value(node.inputs[0]))
     bias = _given(node, _BIAS) or op.constant(np.zeros(sum(sizes), np.float32), "bias")
     inputs = [quantized, work.weights.operand(use, op), bias, scale, made.scale, _given(node, _MASK), zero_point]
     inputs += [made.zero_point, _given(node, _PAST)]

@@ -102,7 +102,7 @@ MICROSOFT: Final[dict[str, Rule]] = {
     "GroupNorm": first_same,
     "MatMulNBits": _matmul_n_bits,
     "GatherBlockQuantized": _gather_block_quantized,
-    **dict.fromkeys(("GemmFastGelu", "DynamicQuantizeMatMul"), matmul),
+    **dict.fromkeys(("GemmFastGelu", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"), matmul),
     "EmbedLayerNormalization": _embed_layer_norm,
     **dict.fromkeys(("Attention", "QAttention"), _attention),
     "MultiHeadAttention": _multi_head_attention,
