@@ -14,10 +14,12 @@ from onnx import ModelProto, TensorProto, helper
 
 from rewright.model.carrier import Model
 from rewright.model.elements import normal_domain
+from rewright.model.graph import walk_bodies
 from rewright.ops.contract import CONTRACTS
 from rewright.ops.lowering import lower
 from rewright.verify.process import SessionError, SessionWorker, first_line
 from rewright.verify.static.interval import Interval, hull
+from rewright.verify.static.measured_bodies import exposing_bodies
 from rewright.verify.static.ranges import Ranges
 
 _REDUCED: Final = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32}
@@ -29,7 +31,7 @@ _CHUNK: Final = 2000
 def measure(
     model: Model, ranges: Ranges, worker: SessionWorker, input_sets: Sequence[Mapping[str, np.ndarray[Any, Any]]]
 ) -> tuple[dict[str, Interval], list[str]]:
-    """The smallest and the largest element of each floating-point value of the main graph over all input sets.
+    """The smallest and the largest element of each floating-point value of the main graph and its bodies over all input sets.
 
     Args:
         model: the model that ``ranges`` is about.
@@ -60,12 +62,56 @@ def measure(
                 low, high = (float(result.outputs[output]) for output in _outputs(index))
                 if low <= high:  # neither empty nor NaN
                     found.setdefault(name, []).append(Interval(low, high))
+    problems += _measure_bodies(lowered, ranges, worker, input_sets, found)
     return {name: hull(intervals) for name, intervals in found.items()}, list(dict.fromkeys(problems))
+
+
+def _measure_bodies(
+    lowered: Model,
+    ranges: Ranges,
+    worker: SessionWorker,
+    input_sets: Sequence[Mapping[str, np.ndarray[Any, Any]]],
+    found: dict[str, list[Interval]],
+) -> list[str]:
+    """Adds what the values of bodies measure; returns why they could not be."""
+    types = _types_of_bodies(ranges)
+    names, problems = list(types), list[str]()
+    for start in range(0, len(names), _CHUNK):
+        proto, extremes = exposing_bodies(lowered.proto, {name: types[name] for name in names[start : start + _CHUNK]})
+        if not extremes:
+            continue
+        try:
+            results = worker.run(lowered.with_proto(proto), input_sets).results
+        except SessionError as error:
+            return [f"values of bodies: {first_line(error.message)}"]
+        for result in results:
+            if result.error:
+                problems.append(first_line(result.error))
+                continue
+            for one in extremes:
+                low, high = float(result.outputs[one.low]), float(result.outputs[one.high])
+                if low <= high:  # neither empty nor NaN, and computed at all
+                    found.setdefault(one.value, []).append(Interval(low, high))
+    return problems
+
+
+def _types_of_bodies(ranges: Ranges) -> dict[str, int]:
+    """The floating-point values of bodies; a name that means values of two types is left out."""
+    types: dict[str, int] = {}
+    doubtful: set[str] = set()
+    for body in walk_bodies(ranges.view.graph):
+        for name, kind in _types_of(ranges, body).items():
+            if types.setdefault(name, kind) != kind:
+                doubtful.add(name)
+    return {name: kind for name, kind in types.items() if name not in doubtful}
 
 
 def _types(ranges: Ranges) -> dict[str, int]:
     """The floating-point values of the main graph, with their element types."""
-    graph = ranges.view.graph
+    return _types_of(ranges, ranges.view.graph)
+
+
+def _types_of(ranges: Ranges, graph: Any) -> dict[str, int]:
     tensors = [*graph.inputs, *(tensor for node in graph.nodes if _is_typed(node) for tensor in node.outputs)]
     types = {}
     for tensor in tensors:

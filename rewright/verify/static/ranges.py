@@ -353,6 +353,10 @@ class Ranges:
         bodies = list(node.subgraphs())
         for body in bodies:
             self._walk(body, depth + 1)
+        if bodies and not normal_domain(node.domain):
+            inner = bodies[0].outputs[node.op == "Loop" :]  # a Loop's body says first whether to go on
+            for tensor, result in zip(node.outputs, inner, strict=False):
+                self._set_dtype(tensor, self.dtype(result))
         if node.op == "If":
             branches = [[self.of(tensor) for tensor in body.outputs] for body in bodies]
             return [Exactly(hull(choices)) for choices in zip(*branches, strict=False)]

@@ -1,0 +1,1 @@
+"""Makes precision_harness.py importable."""
