@@ -128,7 +128,8 @@ def half_quadratic(rows: Array, form: BlockFormat) -> Blocks:
         z = mean over the block of q - (W - E) / s, rounded, as kernels read whole zero points
         s = sum over the block of (q - z) (W - E) / sum of (q - z)^2
 
-    Symmetric blocks keep their z. A block keeps the best of all steps; the first of them is ``round_to_nearest``.
+    E is found in units of the first scale, so that beta means the same for all weights. Symmetric blocks keep their z. A block keeps
+    the best of all steps; the first of them is ``round_to_nearest``.
 
     Source: Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023, which has the steps for E and z;
     that for s is the same least squares problem.
@@ -136,7 +137,7 @@ def half_quadratic(rows: Array, form: BlockFormat) -> Blocks:
     blocks = in_blocks(rows, form)
     scales, points = best_scales, best_points = ranges(blocks, form)
     least: Array = np.full(points.shape, np.inf, np.float32)
-    beta = _HQQ_BETA
+    beta, unit = _HQQ_BETA, np.abs(scales)[..., None]
     for _ in range(HQQ_STEPS):
         codes = _codes(blocks, scales, points, form)
         residual = blocks - (codes - points[..., None]) * scales[..., None]
@@ -145,10 +146,11 @@ def half_quadratic(rows: Array, form: BlockFormat) -> Blocks:
         is_better = error < least
         least = np.where(is_better, error, least)
         best_scales, best_points = np.where(is_better, scales, best_scales), np.where(is_better, points, best_points)
-        shrunk = np.maximum(size - np.where(size > 0, size, 1) ** np.float32(HQQ_NORM - 1) / np.float32(beta), 0)
-        target = blocks - np.sign(residual) * shrunk
+        far = np.maximum(size / unit, np.finfo(np.float32).tiny)
+        shrunk = np.maximum(far - far ** np.float32(HQQ_NORM - 1) / np.float32(beta), 0)
+        target = blocks - np.sign(residual) * shrunk * unit
         if not form.symmetric:
-            points = np.clip(np.round(np.mean(codes - target / scales[..., None], axis=-1)), 0, form.highest)
+            points = np.asarray(np.clip(np.round(np.mean(codes - target / scales[..., None], axis=-1)), 0, form.highest))
         offsets = codes - points[..., None]
         lengths = np.square(offsets).sum(-1)
         fitted = (offsets * target).sum(-1) / np.where(lengths > 0, lengths, 1)

@@ -7,7 +7,7 @@ is for runs without it, and for saying which op is at fault.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import onnx
@@ -45,6 +45,7 @@ def check_kernels(after: Model, added_nodes: Iterable[str], worker: SessionWorke
     if not nodes:
         return evidence
     types = _element_types(after.proto)
+    constants = {tensor.name: tuple(tensor.dims) for graph in all_graphs(after.proto) for tensor in graph.initializer}
     tried: set[bytes] = set()
     for node in nodes:
         input_types = [types.get(name, 0) if name else -1 for name in node.input]
@@ -56,7 +57,7 @@ def check_kernels(after: Model, added_nodes: Iterable[str], worker: SessionWorke
             evidence.unknown.append(f"{node.op_type} '{node.name}'")
             continue
         try:
-            worker.load(load(_one_node_model(after.proto, node, types)))
+            worker.load(load(_one_node_model(after.proto, node, types, constants)))
         except SessionError as error:
             evidence.problems.append(f"{node.op_type} '{node.name}': {first_line(error.message)}")
     if evidence.problems:
@@ -83,10 +84,13 @@ def _signature(node: NodeProto, input_types: list[int]) -> bytes:
     return kind.SerializeToString(deterministic=True) + repr(input_types).encode()
 
 
-def _one_node_model(proto: ModelProto, node: NodeProto, types: dict[str, int]) -> ModelProto:
+def _one_node_model(
+    proto: ModelProto, node: NodeProto, types: dict[str, int], constants: Mapping[str, tuple[int, ...]]
+) -> ModelProto:
     names = dict.fromkeys(name for name in node.input if name)
     graph = GraphProto(name="one_node", node=[node])
-    graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in names)
+    # some ops of com.microsoft insist on the shape of a constant, as MatMulNBits on that of its bias
+    graph.input.extend(helper.make_tensor_value_info(name, types[name], constants.get(name)) for name in names)
     graph.output.extend(ValueInfoProto(name=name) for name in node.output if name)
     model = ModelProto(ir_version=proto.ir_version, graph=graph)
     model.opset_import.extend(proto.opset_import)
