@@ -14,8 +14,12 @@ StoredType = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4"]
 
 _ELEMENTS_AT_ONCE: Final = 1 << 22
 _FULL: Final = {
-    **{"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)},
-    **{"uint16": (0, 65535), "int4": (-8, 7), "uint4": (0, 15)},
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
 }
 _REDUCED: Final = {"int8": (-64, 63), "uint8": (0, 127)}
 _MOST_OF_A_PAIR: Final = 128
@@ -28,8 +32,8 @@ class Levels:
 
     Attributes:
         dtype: "int8" or "uint8"; for some passes also those of 16 and of 4 bits.
-        symmetric: the zero point is the middle, such as 0 or 128, and the largest magnitude gets the last level; else the zero point is
-            where the range from the least to the largest value, 0 included, puts it.
+        symmetric: the zero point is the middle, such as 0 or 128, and the largest magnitude gets the last level; else the zero
+            point is where the range from the least to the largest value, 0 included, puts it.
         reduced: seven bits instead of eight, whose products in pairs fit into 16 bits.
     """
 

@@ -121,8 +121,9 @@ class Observed:
 def save(path: str, observed: list[Observed]) -> None:
     """Writes the states of several values, all with histograms or all without."""
     numbers = {name: np.array([getattr(each, name) for each in observed]) for name in _FIELDS}
+    numbers["bins"] = np.stack([each.bins for each in observed])
     with open(path, "wb") as file:
-        np.savez(file, bins=np.stack([each.bins for each in observed]), **numbers)
+        np.savez(file, allow_pickle=False, **numbers)
 
 
 def restore(path: str, *, with_histogram: bool, averaging: float) -> list[Observed]:

@@ -83,8 +83,7 @@ def entropy_threshold(seen: Observed, levels: int) -> float:
     candidates = [*range(levels, used, _CANDIDATE_STEP), used]
     if used <= levels:
         return used * width
-    best = min(candidates, key=lambda kept: _divergence(magnitudes, kept, levels))
-    return best * width
+    return width * min(candidates, key=lambda kept: _divergence(magnitudes, kept, levels))
 
 
 def _divergence(magnitudes: Array, kept: int, levels: int) -> float:
