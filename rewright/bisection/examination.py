@@ -97,7 +97,7 @@ class Examination:
         structure = check_structure(self.applied.before, model)
         if structure.status == "failed":
             return structure.reason
-        if self.applied.step.changes_interface:
+        if self.applied.step.alters_interface:
             return ""
         return check_interface(self.applied.before, model).reason
 

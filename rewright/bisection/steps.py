@@ -97,7 +97,7 @@ def _problem(step: Pass, before: Model, after: Model, sites: Sequence[Site]) -> 
     structure = check_structure(before, after)
     if structure.status == "failed":
         return "structure", structure.reason
-    if not step.changes_interface:
+    if not step.alters_interface:
         interface = check_interface(before, after)
         if interface.status == "failed":
             return "interface", interface.reason

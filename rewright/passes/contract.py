@@ -118,6 +118,11 @@ class Pass(BaseModel):
         return fields
 
     @property
+    def alters_interface(self) -> bool:
+        """Whether inputs or outputs of the model may change with these options."""
+        return self.changes_interface
+
+    @property
     def is_deferred(self) -> bool:
         """Whether ONNX Runtime carries it out, as ``ort`` says, instead of ``apply``."""
         return self.backend == "ort" and self.ort is not None and not self.ort.declines

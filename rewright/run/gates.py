@@ -92,7 +92,10 @@ class _Trial:
         record.structure = check_structure(self.before, model)
         if record.structure.status == "failed":
             return f"structure: {record.structure.reason}"
-        if not self.step.changes_interface:
+        if self.step.alters_interface:
+            if gates.parity is not None:
+                gates.parity.takes_other_types = True
+        else:
             record.interface = check_interface(self.before, model)
             if record.interface.status == "failed":
                 return f"interface: {record.interface.reason}"

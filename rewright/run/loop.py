@@ -152,7 +152,7 @@ class _Run:
     def _bounds(self, model: Model) -> ModelBounds:
         """What a pass is told of the numbers that values hold: on the sets of the gate, where there is one."""
         try:
-            sets = self.gate.input_sets if self.gate is not None else []
+            sets: Sequence[InputSet] = self.gate.input_sets if self.gate is not None else []
             sets = sets or self.options.input_sets or make_input_sets(self.original, self.options.seed)
         except UsageError as error:
             return replace(value_bounds(model, (), self.worker), problems=(error.message,))
@@ -337,6 +337,7 @@ class _Run:
             budget=self.options.budget,
             candidate_optimization="ORT_ENABLE_ALL",
         )
+        gate.takes_other_types = self.gate is not None and self.gate.takes_other_types
         evidence = gate.check(self.current, least_exact(["reassociating", *(self.gate.kept if self.gate is not None else ())]))
         if evidence.status == "failed":
             evidence.reason = f"under ONNX Runtime's own optimizations: {evidence.reason}"

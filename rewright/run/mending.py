@@ -64,6 +64,7 @@ def _first_broken_by(
         lower=None if options.target == "cpu" else lower,
     )
     gate.kept.extend(passes[place].exactness for place in applied)
+    gate.takes_other_types = any(passes[place].alters_interface for place in applied)
     quick = replace(options, verify="off", reproducers=None, progress=None)
 
     def is_broken(count: int) -> bool:

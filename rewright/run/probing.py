@@ -21,7 +21,7 @@ def probe(gate: ParityGate, result: Model) -> list[ProbeEvidence]:
         gate.worker,
         gate.input_sets,
         exactness=least_exact(gate.kept),
-        lower=gate.lower,
+        lower=gate.runnable,
         budget=gate.budget,
         outputs=gate.original_outputs,
         candidate_outputs=gate.outputs_of(result),

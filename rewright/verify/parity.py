@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Exactness
+from rewright.verify.adapting import typed_like
 from rewright.verify.budget import QuantizationBudget
 from rewright.verify.coarseness import coarsest_types
 from rewright.verify.comparison import Noise, OutputEvidence, compare, merge
@@ -71,6 +72,10 @@ class ParityGate:
         budget: what quantizing passes may lose.
         candidate_optimization: onnxruntime's own optimizations on the candidate; they are off for the original.
         tolerance: takes the place of the table of tolerances, for floating-point outputs.
+
+    Attributes:
+        takes_other_types: whether inputs and outputs of a candidate may be of other floating-point types than the original's,
+            because a pass was asked for that; they are cast for the comparison.
     """
 
     def __init__(
@@ -98,11 +103,17 @@ class ParityGate:
             self._fallbacks: Iterable[InputSet] = make_fallback_sets(reference, seed)
         else:
             self._wanted, self._fallbacks = list(input_sets), ()
-        self._runner = Runner(worker, lower)
+        self.takes_other_types = False
+        self._runner = Runner(worker, self.runnable)
         self._noise = NoiseFloor(reference, lambda model, feeds: worker.run(self._runner.lowered(model), feeds))
         self._last: tuple[Model, list[Outputs]] | None = None
         self._checked: list[Outputs] = []
         self._baseline: list[Outputs] = []
+
+    def runnable(self, model: Model) -> Model:
+        """The model as it is run: without ops that have no kernel here, and with the original's interface."""
+        lowered = self.lower(model) if self.lower is not None else model
+        return typed_like(lowered, self.reference) if self.takes_other_types else lowered
 
     @property
     def input_sets(self) -> list[InputSet]:

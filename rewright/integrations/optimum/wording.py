@@ -52,8 +52,8 @@ SESSION_IS_FOR_CPU: Final = (
     "ort-session lets ONNX Runtime optimize for its CPU provider; what is for the device only it leaves out."
 )
 FLOAT16_ON_CPU: Final = (
-    "ONNX Runtime's CPU provider casts around most ops of a float16 model, which is slower than float32; optimize_for_gpu sets the"
-    " target that float16 is for."
+    "ONNX Runtime's CPU provider casts around most ops of a float16 model, which is slower than float32; optimize_for_gpu sets"
+    " the target that float16 is for."
 )
 
 UNKNOWN_ATTRIBUTE: Final = "this version of rewright does not know the attribute, so that it changes nothing."

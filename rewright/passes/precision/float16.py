@@ -19,14 +19,14 @@ class Float16(ReducedPrecision):
     2. A value that does not fit keeps what computes it and what reads it in float32: values beyond 65504, integers beyond 2048,
        large angles, constants that become zero or infinite. So do variances (the squares of normalisations that are written out),
        sums that may overflow on the way, and what integers are made of.
-    3. A constant that is provably nothing but a mask, such as the lowest float32, becomes a quarter of the lowest float16, so that
-       it can be added to scores and to other masks.
+    3. A constant that is provably nothing but a mask, such as the lowest float32, becomes a quarter of the lowest float16, so
+       that it can be added to scores and to other masks.
     4. Where float32 neighbours would cost more casts than a cheap op saves, the op stays in float32 as well. If nothing is left,
        the model is unchanged.
     5. Bodies of If, Loop and Scan are converted inside; what they are given and give back stays float32. So do the model's inputs
        and outputs, unless ``keep_io`` is false. Functions are left alone: inline them first.
-    6. It is assumed that MatMul, Gemm, Conv and softmax accumulate in float32, and normalisations compute in it, as ONNX Runtime's
-       kernels do.
+    6. It is assumed that MatMul, Gemm, Conv and softmax accumulate in float32, and normalisations compute in it, as ONNX
+       Runtime's kernels do.
 
     Put it last: the fusions find a normalisation that is written out in either type, but an island of float32 stays one.
 
@@ -36,7 +36,6 @@ class Float16(ReducedPrecision):
     name = "float16"
     dtype = np.dtype(np.float16)
     after = ("gelu-approximation", "dead-code")
-    changes_interface = False
     quantizes = ops_holding("float16")
     cpu_note: ClassVar[str] = (
         "for the target cpu, ONNX Runtime has few float16 kernels and casts to float32 and back around most ops: the file is"

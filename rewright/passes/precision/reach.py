@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from rewright.model.elements import normal_domain
 from rewright.model.facts import constant_of, dtype_of, is_constant, producer

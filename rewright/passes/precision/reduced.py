@@ -38,6 +38,11 @@ class ReducedPrecision(QuantizingPass):
     min_normal: bool = Field(default=True, description="Keep float32 where numbers fall below the smallest normal one.")
     clip_weights: bool = Field(default=False, description="Cut off weights that are too large, instead of keeping them.")
 
+    @property
+    def alters_interface(self) -> bool:
+        """Whether the types of inputs and outputs change: float32 ones become narrow where ``keep_io`` is false."""
+        return not self.keep_io
+
     def quantize(self, session: PassSession, candidates: Sequence[Candidate]) -> None:
         self._forget_others(session)
         main = session.view.graph

@@ -74,7 +74,7 @@ def mutated(subject: Subject, mutant: Mutant | None) -> Pass:
         "__annotations__": {},
         "name": subject.step.name,
         "exactness": subject.step.exactness,
-        "changes_interface": subject.step.changes_interface,
+        "changes_interface": subject.step.alters_interface,
         "subject": subject,
         "mutant": mutant,
     }

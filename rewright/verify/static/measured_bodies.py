@@ -144,4 +144,3 @@ def _lengthen(node: NodeProto, by: int) -> None:
 def _constant(name: str, value: float, dims: list[int] | None = None) -> NodeProto:
     tensor = helper.make_tensor(f"{name}.value", TensorProto.FLOAT, dims or [], [value])
     return helper.make_node("Constant", [], [name], value=tensor)
-

@@ -10,7 +10,8 @@ import rewright
 from rewright.passes.precision.float16 import Float16
 from rewright.passes.session import PassSession
 
-RMS_NORM = """g (float[N, 8] x) => (float[N, 8] y) <float two = {2}, float epsilon = {0.000001}, float[8] scale = {1,2,1,2,1,2,1,2}> {
+RMS_NORM = """g (float[N, 8] x) => (float[N, 8] y) <float two = {2}, float epsilon = {0.000001},
+    float[8] scale = {1,2,1,2,1,2,1,2}> {
     [square] s = Pow(x, two)
     [mean] m = ReduceMean<axes = [-1]>(s)
     [add] a = Add(m, epsilon)
