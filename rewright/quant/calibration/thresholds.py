@@ -83,7 +83,8 @@ def entropy_threshold(seen: Observed, levels: int) -> float:
     candidates = [*range(levels, used, _CANDIDATE_STEP), used]
     if used <= levels:
         return used * width
-    return width * min(candidates, key=lambda kept: _divergence(magnitudes, kept, levels))
+    best: int = min(candidates, key=lambda kept: _divergence(magnitudes, kept, levels))
+    return best * width
 
 
 def _divergence(magnitudes: Array, kept: int, levels: int) -> float:
