@@ -20,6 +20,7 @@ from rewright.model.errors import UsageError
 from rewright.model.load import load
 from rewright.model.view import collector_paused
 from rewright.ops.lowering import lower
+from rewright.passes.bounds import ModelBounds
 from rewright.passes.contract import Exactness, Target
 from rewright.registry.chain import Chain
 from rewright.report.environment import environment
@@ -31,6 +32,7 @@ from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.process import SessionWorker
 from rewright.verify.search import first_failing_prefix
 from rewright.verify.sites.gate import SiteGate
+from rewright.verify.static.value_bounds import value_bounds
 
 Inputs = str | PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -142,9 +144,18 @@ class _Search:
         if evidence.status == "failed":
             raise UsageError(f"the model differs from itself: {evidence.reason}.", "Give inputs on which two runs agree.")
 
+    def _walk(self) -> Walk:
+        gate = self.gate
+        gate.takes_other_types = any(step.alters_interface for step in self.chain.passes)
+
+        def bounds(model: Model) -> ModelBounds:
+            return value_bounds(model, gate.input_sets, gate.worker)
+
+        return Walk(self.original, self.target, gate.worker, bounds=bounds)
+
     def look_for_the_first(self) -> None:
         """Applies passes as long as that gives models that can be used, and finds the first that is wrong by halving."""
-        walk = Walk(self.original, self.target, self.gate.worker)
+        walk = self._walk()
         for index, step in enumerate(self.chain.passes):
             self._tell(f"applying {step.name}", index)
             self.applied.append(walk.apply(index, step))
@@ -181,7 +192,7 @@ class _Search:
 
     def look_at_every_pass(self) -> None:
         """Compares after every pass, and goes on without the ones that are wrong."""
-        walk = Walk(self.original, self.target, self.gate.worker)
+        walk = self._walk()
         before: ParityEvidence | None = None
         for index, step in enumerate(self.chain.passes):
             self._tell(step.name, index)

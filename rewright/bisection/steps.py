@@ -9,6 +9,7 @@ from rewright.bisection.record import Application, Kind
 from rewright.model.carrier import Model
 from rewright.model.regions import GraphIndex, regions
 from rewright.model.view import View
+from rewright.passes.bounds import BoundsFinder
 from rewright.passes.contract import Exactness, Pass, Site, Target
 from rewright.passes.session import Isolation, PassSession
 from rewright.run.applying import apply_pass
@@ -65,11 +66,12 @@ class Walk:
     target: Target
     isolation: Isolation | None = field(default=None, repr=False)
     view: View | None = field(default=None, repr=False)
+    bounds: BoundsFinder | None = field(default=None, repr=False)
 
     def apply(self, index: int, step: Pass) -> Applied:
         """Applies a pass to ``current`` and, where the result can be used, goes on to it."""
         before = self.current
-        session = PassSession(step, before, self.target, self.view, isolation=self.isolation)
+        session = PassSession(step, before, self.target, self.view, isolation=self.isolation, bounds=self.bounds)
         after, reason = apply_pass(step, session)
         self.view = None if after is None else session.opened
         if after is None:

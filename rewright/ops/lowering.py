@@ -15,6 +15,7 @@ from rewright.model.carrier import Model, all_graphs
 from rewright.model.elements import normal_domain
 from rewright.ops.contract import CONTRACTS, OpContract
 from rewright.ops.targets import unsupported
+from rewright.ops.widening import widened
 
 LOWERED_DOMAIN = "rewright.lowered"
 """The domain of the functions; each specialisation has a name of its own."""
@@ -23,7 +24,8 @@ _FIRST_IR_WITH_FUNCTIONS = 8
 
 
 def lower(model: Model, target: str = "cpu", every: bool = False) -> Model:
-    """The same computation without the contract ops that ``target`` cannot run; ``model`` itself if there are none.
+    """The same computation without the ops that ``target`` cannot run, as far as contracts describe them, and without bfloat16 on
+    the CPU; ``model`` itself if there is nothing to do.
 
     Nodes of the graph and of its bodies are rewritten, each for its own attributes, optional inputs and element type.
     Left alone are nodes whose element type neither the model states nor onnx infers, and nodes inside model-local functions,
@@ -34,6 +36,8 @@ def lower(model: Model, target: str = "cpu", every: bool = False) -> Model:
         target: where the result is going to run.
         every: also lowers the ops that the target has a kernel for.
     """
+    if target == "cpu" and not every:
+        model = widened(model)
     proto = model.proto
     if not any(_contract(node) for graph in all_graphs(proto) for node in graph.node):
         return model

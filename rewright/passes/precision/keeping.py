@@ -47,18 +47,22 @@ class Limits:
     @property
     def largest(self) -> float:
         """The largest number of the type."""
-        return float(ml_dtypes.finfo(self.dtype).max)
+        return float(_finfo(self.dtype).max)
 
     @property
     def floor(self) -> float:
         """What smaller numbers than this are, is lost."""
-        held = ml_dtypes.finfo(self.dtype)
+        held = _finfo(self.dtype)
         return float(held.tiny) if self.min_normal else float(held.smallest_subnormal) / 2
 
     @property
     def most_exact(self) -> float:
         """Up to here each integer is one of the type's numbers."""
-        return 2.0 / float(ml_dtypes.finfo(self.dtype).eps)
+        return 2.0 / float(_finfo(self.dtype).eps)
+
+
+def _finfo(dtype: np.dtype[Any]) -> Any:
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
 
 
 @dataclass
@@ -203,7 +207,7 @@ class Keeping:
         if node.op in _FLOAT32_INSIDE:
             return "" if attribute(node, "stash_type", 1) == 1 else f"{node.op} has a stash_type that is not float32"
         epsilon = attribute(node, "epsilon", 1e-5)
-        least = float(ml_dtypes.finfo(self.limits.dtype).smallest_subnormal)
+        least = float(_finfo(self.limits.dtype).smallest_subnormal)
         return f"epsilon is {epsilon:.3g}, which is zero in {self.limits.dtype.name}" if epsilon < least / 2 else ""
 
     def _reason_of_attribute(self, node: Any) -> str:

@@ -16,6 +16,7 @@ from rewright.model.elements import normal_domain
 from rewright.model.facts import attribute, dtype_of
 from rewright.model.order import node_has_bodies
 from rewright.ops.contract import CONTRACTS
+from rewright.ops.installed import registered_dtypes
 from rewright.ops.targets import unsupported
 
 SINGLE: Final = np.dtype(np.float32)
@@ -89,6 +90,8 @@ def roles_of(node: Any, opset: int, narrow: np.dtype[Any], target: str) -> Roles
         return _staying(wide, f"nothing is known of {domain}.{node.op}")
     if node.op in STAYING or node_has_bodies(node):
         return wide
+    if narrow != np.dtype(np.float16) and target == "cpu" and node.op != "Cast" and not _runs_on_cpu(node.op, opset, narrow.name):
+        return _staying(wide, f"the target 'cpu' has no kernel for ai.onnx.{node.op} on {narrow.name}")
     return _by_schema(node, opset, narrow, inputs, outputs, wide)
 
 
@@ -154,6 +157,11 @@ def _schema(op: str, opset: int) -> _Signature | None:
 
     types = {item.type_param_str: frozenset(map(str, item.allowed_type_strs)) for item in schema.type_constraints}
     return _Signature(tuple(map(formal, schema.inputs)), tuple(map(formal, schema.outputs)), types)
+
+
+@lru_cache(maxsize=1024)
+def _runs_on_cpu(op: str, opset: int, name: str) -> bool:
+    return name in registered_dtypes("", op, "cpu", opset=opset)
 
 
 def ops_holding(name: str) -> tuple[str, ...]:
