@@ -18,8 +18,8 @@ FLOORS = (
     ("report",),
     ("reproducer",),
     ("run",),
-    ("api", "bisection", "measure"),
-    ("sensitivity",),
+    ("api", "bisection", "calibration", "measure"),
+    ("tuning",),
     ("testing",),
     ("integrations", "cli"),
 )
