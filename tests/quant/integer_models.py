@@ -40,7 +40,7 @@ def quantize(model: Any, options: str = "", *, chain: str = "", **settings: Any)
 
 
 def proto_of(result: RunResult) -> ModelProto:
-    """The quantized model, weights and all, as the checker accepts it (but for an op of ONNX Runtime's in the standard domain)."""
+    """The quantized model, weights and all; the checker accepts it, unless it holds an op that only ONNX Runtime knows."""
     with TemporaryDirectory() as folder:
         result.save(Path(folder) / "quantized.onnx")
         proto = onnx.load(Path(folder) / "quantized.onnx")

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 import rewright
 
 MODELS = [
-    "bert.ts17.sdpa", "gpt2.ts17.eager", "gpt2.dyn18.sdpa", "llama.ts17.eager", "t5_enc.ts17.eager", "vit.dyn23.sdpa", "distilbert.ts17.eager"
+    "bert.ts17.sdpa", "gpt2.ts17.eager", "gpt2.dyn18.sdpa", "llama.ts17.eager", "t5_enc.ts17.eager", "vit.dyn23.sdpa",
+    "distilbert.ts17.eager",
 ]  # fmt: skip
 EXPECTED = ("a table of", "no operand is constant", "the weight is the left operand")
 
