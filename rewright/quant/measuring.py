@@ -27,7 +27,7 @@ def moments(model: bytes, arguments: dict[str, Any]) -> list[int]:
     session = _session(model, arguments["root"])
     for feeds in _sets(arguments["sets"], session):
         wanted = [name for name in names if name not in feeds]
-        found = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
+        found = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else _checked(session, feeds)
         for name in names:
             seen = np.asarray(found.pop(name) if name in found else feeds[name], np.float32)
             seen = seen.reshape(-1, seen.shape[-1])
@@ -61,6 +61,12 @@ def agreement(model: bytes, arguments: dict[str, Any]) -> list[list[Any]]:
             entry[3] += float(np.square(right).sum())
             entry[4] += float(np.square(left - right).sum())
     return list(found.values())
+
+
+def _checked(session: Any, feeds: Arrays) -> Arrays:
+    """Nothing but what the model says of inputs that do not fit."""
+    session.run(None, feeds)
+    return {}
 
 
 def _session(model: bytes, root: str) -> Any:

@@ -41,7 +41,7 @@ class QuantizeWeights(QuantizingPass):
     6. With the backend "ort", ``onnxruntime.quantization`` rounds the weights, "rtn" or "hqq" (which needs torch), one at a time;
        all else is as without.
     7. Missed, with the reason: products of activations, constants on the left, batches of matrices, other types than float32 and
-       float16, weights of less than ``min_elements``, and those that would not shrink.
+       float16, weights of less than ``min_elements``, those that would not shrink, and the projections inside of an Attention.
 
     Source: ONNX Runtime contrib operators MatMulNBits and GatherBlockQuantized, version 1; ONNX DequantizeLinear-21; for the
     algorithms see rewright.quant.blocks.
@@ -49,7 +49,7 @@ class QuantizeWeights(QuantizingPass):
 
     name = "quantize-weights"
     emits = ("com.microsoft.MatMulNBits", "com.microsoft.GatherBlockQuantized")
-    quantizes = ("MatMul", "Gemm", "Gather")
+    quantizes = ("MatMul", "Gemm", "Gather", "com.microsoft::Attention")
     backends: ClassVar[tuple[Backend, ...]] = ("standalone", "ort", "auto")
 
     bits: Literal[4, 8] = Field(default=4, description="Bits of a weight.")

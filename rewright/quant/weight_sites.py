@@ -17,6 +17,9 @@ from rewright.quant.weights import Weight, weight_of
 
 _FLOATS: Final = ("float16", "float32")
 _SWAPS: Final = ([1, 0], None)
+_ATTENTION: Final = (
+    "no kernel reads its projections in blocks: run quantize-weights before attention, or fuse with multi-head-attention instead"
+)
 _LEFT: Final = "the constant is its left operand, and blocks run along the rows of the right one"
 
 
@@ -83,12 +86,14 @@ def find_site(candidate: Candidate, *, any_gemm: bool) -> WeightSite | str | Non
     matrix of floats.
 
     Args:
-        candidate: a MatMul, Gemm or Gather.
+        candidate: a MatMul, Gemm, Gather, or com.microsoft.Attention.
         any_gemm: whether a Gemm may transpose its input and scale.
     """
     node = candidate.node
     if node.op == "Gather":
         return _gathered(candidate)
+    if node.op == "Attention":
+        return _ATTENTION if weight_of(node.inputs[1]) is not None else None
     weight = weight_of(node.inputs[1])
     if weight is None:
         return _LEFT if weight_of(node.inputs[0]) is not None else "no operand is a constant: it multiplies activations"
