@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from rewright.report.model import Report as Report
     from rewright.run import GateError as GateError
     from rewright.run import RunResult as RunResult
+    from rewright.tuning.quantize import quantize as quantize
+    from rewright.tuning.sensitivity import sensitivity as sensitivity
 
 _HOMES = {
     "Catalog": "rewright.registry.catalog",
@@ -75,7 +77,9 @@ _HOMES = {
     "hookimpl": "rewright.registry.hookspecs",
     "load": "rewright.model.load",
     "optimize": "rewright.api",
+    "quantize": "rewright.tuning.quantize",
     "reproduce": "rewright.api",
+    "sensitivity": "rewright.tuning.sensitivity",
 }
 
 __all__ = [
@@ -107,7 +111,9 @@ __all__ = [
     "hookimpl",
     "load",
     "optimize",
+    "quantize",
     "reproduce",
+    "sensitivity",
     "verify",
 ]
 

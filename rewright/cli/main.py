@@ -23,7 +23,9 @@ from rewright.cli.failures import INTERRUPTED, UNUSABLE, abandon_output, guarded
 from rewright.cli.listings import chains, passes, plugins
 from rewright.cli.new_plugin import new_plugin
 from rewright.cli.optimize import optimize
+from rewright.cli.quantize import quantize
 from rewright.cli.reproduce import reproduce
+from rewright.cli.sensitivity import sensitivity
 
 app = typer.Typer(name="rewright", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -78,5 +80,19 @@ def _start(
     return 0
 
 
-for _command in (optimize, verify, check, explain, passes, chains, plugins, new_plugin, bisect, reproduce, bench):
+for _command in (
+    optimize,
+    quantize,
+    verify,
+    check,
+    explain,
+    passes,
+    chains,
+    plugins,
+    new_plugin,
+    bisect,
+    reproduce,
+    bench,
+    sensitivity,
+):
     app.command()(guarded(_command))

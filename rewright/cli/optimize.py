@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewright.cli import arguments, console
-from rewright.cli.failures import DIFFERENT, DONE, UNUSABLE
+from rewright.cli.delivery import conclude, deliver
 from rewright.cli.preflight import check_output, check_report
 from rewright.model.errors import UsageError
 
@@ -111,7 +110,7 @@ def optimize(
                 report = _optimize_file(model, output, chain, how)
         except GateError as error:
             failure, report = error, getattr(error, "directory", error.report)
-    _deliver(report, reports or (), as_json, quiet)
+    deliver(report, reports or (), as_json, quiet)
     if failure is not None:
         console.error(failure.message, f"Nothing was written to {output}. {failure.hint}".rstrip())
         return failure.exit_status
@@ -119,7 +118,7 @@ def optimize(
     elsewhere = [name for name, used in _backends(report).items() if ("ort" if backend == "auto" else backend) not in used]
     if elsewhere and backend != "standalone" and not quiet:
         console.note(f"without the backend {backend}: {', '.join(elsewhere)}")
-    return _conclude(report, verify, output, quiet)
+    return conclude(report, verify, output, quiet)
 
 
 def _optimize_file(model: Path, output: Path, chain: Chain, how: dict[str, Any]) -> Report:
@@ -151,30 +150,3 @@ def _backends(report: Report | DirectoryReport) -> dict[str, set[str]]:
         for record in run.passes:
             used.setdefault(record.name, set()).add(record.backend)
     return used
-
-
-def _deliver(report: Report | DirectoryReport, paths: Sequence[Path], as_json: bool, quiet: bool) -> None:
-    if as_json:
-        console.write(report.to_json())
-    elif not quiet:
-        report.show(console.output())
-    for path in paths:
-        report.save(path)
-        if not quiet:
-            console.note(f"report: {path}")
-
-
-def _conclude(report: Report | DirectoryReport, verify: str, output: Path, quiet: bool) -> int:
-    """The last message, and the exit status that the verdict means."""
-    if report.verdict == "failed":
-        console.error(f"the result is not what the original was: {report.reason}", f"Nothing was written to {output}.")
-        return DIFFERENT
-    if report.verdict == "unverified" and verify not in ("off", "structure"):
-        console.error(
-            f"{report.reason}.".replace("..", "."),
-            f"{output} was written without that comparison. `--verify structure` accepts this; --inputs gives other inputs.",
-        )
-        return UNUSABLE
-    if not quiet:
-        console.note(f"wrote {output}")
-    return DONE

@@ -16,7 +16,10 @@ from rewright.cli.main import app, run
 
 ROOT = Path(__file__).parents[2]
 BERT = ROOT / "tests" / "zoo" / "bert.ts17.sdpa.onnx"
-COMMANDS = ("optimize", "verify", "check", "explain", "passes", "chains", "plugins", "new-plugin", "bisect", "reproduce")
+COMMANDS = (
+    "optimize", "quantize", "verify", "check", "explain", "passes", "chains", "plugins", "new-plugin", "bisect", "reproduce",
+    "bench", "sensitivity",
+)  # fmt: skip
 
 
 def test_the_version(command_line, process):
