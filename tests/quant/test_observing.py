@@ -35,7 +35,10 @@ def together(parts: list[Array]) -> Array:
     return np.concatenate([part.reshape(-1) for part in parts])
 
 
-@given(st.lists(st.lists(st.floats(-(2.0**90), 2.0**90, width=32), min_size=1, max_size=20), min_size=1, max_size=5), st.randoms())
+NUMBERS = st.lists(st.floats(-(2.0**90), 2.0**90, width=32), min_size=1, max_size=20)
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=5), st.randoms())
 def test_the_histogram_is_that_of_all_numbers_at_once_in_any_order(lists: list[list[float]], random: Any) -> None:
     parts = [np.asarray(numbers, np.float32) for numbers in lists]
     seen = seen_of(parts)
