@@ -42,9 +42,9 @@ class QuantizeDynamic(QuantizingPass):
     6. On x86 without VNNI, products of uint8 and int8 are added up in pairs of 16 bits. A note counts the columns in which
        that can saturate, from the weights alone; ``reduce_range`` or ``weight=uint8`` avoids it.
 
-    The backend "ort" is onnxruntime.quantization's dynamic quantizer, in another process, given weights as initializers and Gemm as
-    MatMul and Add (it transposes shared weights in place), without the Attention whose attention_bias it drops, and with products
-    of activations left alone. It loads the weights; the other backend maps them.
+    The backend "ort" is onnxruntime.quantization's dynamic quantizer, in another process, given weights as initializers and Gemm
+    as MatMul and Add (it transposes shared weights in place), without the Attention whose attention_bias it drops, and with
+    products of activations left alone. It loads the weights; the other backend maps them.
 
     Source: ONNX operators DynamicQuantizeLinear and MatMulInteger; ONNX Runtime contrib operators DynamicQuantizeMatMul,
     QAttention, DynamicQuantizeLSTM.
@@ -79,6 +79,11 @@ class QuantizeDynamic(QuantizingPass):
         if self.backend != "auto":
             return (self,)
         return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort"})
+
+    @property
+    def edits_view(self) -> bool:  # type: ignore[override]
+        """Not where ONNX Runtime makes another model of it."""
+        return self.backend != "ort"
 
     def apply(self, session: PassSession) -> None:
         if self.backend == "ort":
