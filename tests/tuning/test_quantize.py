@@ -106,3 +106,16 @@ def test_the_command_as_json_and_what_it_refuses(command_line, tmp_path) -> None
     assert "has no option 'colour'" in command_line(*command, "--set", "colour=3").assert_one_error()
     assert "is of another pass" in command_line(*command, "--set", "gelu.backend=ort").assert_one_error()
     assert "take one model" in command_line("quantize", tmp_path, "-o", tmp_path / "o", "--auto-exclude").assert_one_error()
+
+
+def test_a_directory_is_quantized_file_by_file(command_line, tmp_path) -> None:
+    exported, quantized = tmp_path / "exported", tmp_path / "quantized"
+    exported.mkdir()
+    (exported / "config.json").write_text('{"model_type": "bert"}')
+    (exported / "model.onnx").write_bytes(BERT.read_bytes())
+    outcome = command_line("quantize", exported, "-o", quantized, "--preset", "arm64", "--json")
+    assert outcome.status == 0, outcome.err
+    found = json.loads(outcome.out)["files"]["model.onnx"]
+    assert found["quantization"]["coverage"]["MatMul"]["quantized"] == 6
+    assert {path.name for path in quantized.iterdir()} == {"config.json", "model.onnx", "ort_config.json"}
+    assert (quantized / "model.onnx").stat().st_size < 0.6 * BERT.stat().st_size
