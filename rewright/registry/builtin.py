@@ -36,6 +36,7 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("rewright.passes.fusion.group_query_attention", "GroupQueryAttention"),
     ("rewright.passes.fusion.multi_head_attention", "MultiHeadAttention"),
     ("rewright.quant.quantize_dynamic", "QuantizeDynamic"),
+    ("rewright.quant.smooth_quant", "SmoothQuant"),
     ("rewright.quant.quantize_static", "QuantizeStatic"),
     ("rewright.quant.quantize_weights", "QuantizeWeights"),
     ("rewright.passes.precision.float16", "Float16"),
