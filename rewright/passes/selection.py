@@ -45,6 +45,11 @@ class QuantizingPass(GraphPass):
     nodes: tuple[str, ...] = Field(default=(), description="Nodes to quantize: names or patterns; all by default.")
     exclude: tuple[str, ...] = Field(default=(), description="Nodes to leave as they are: names or patterns.")
 
+    @property
+    def usual_budget(self) -> str:
+        """What outputs may lose where nobody says, as ``--budget`` reads it; empty for the default, which is for 8 bits."""
+        return ""
+
     @field_validator("operators")
     @classmethod
     def _operators_known(cls, operators: tuple[str, ...]) -> tuple[str, ...]:

@@ -64,6 +64,11 @@ class QuantizeWeights(QuantizingPass):
     calibration: str | None = Field(default=None, description="An .npz file of inputs, or a folder of them; gptq needs it.")
     min_elements: int = Field(default=1024, ge=1, description="Weights with fewer elements stay as they are.")
 
+    @property
+    def usual_budget(self) -> str:
+        """Noise of 4 bits is sixteen times that of 8, 24 dB; through several layers as many bits leave some 10 to 15 dB."""
+        return "sqnr=10, cosine=0.95" if self.bits == 4 else ""
+
     @field_validator("block_size")
     @classmethod
     def _block_size_known(cls, size: int) -> int:

@@ -19,6 +19,7 @@ from rewright.registry.catalog import Catalog, default_catalog
 from rewright.report.model import CoveredReport, Report
 from rewright.run import FailurePolicy, Progress, RunResult, VerifyMode
 from rewright.run.input_choice import choose_input_sets
+from rewright.run.usual_budget import usual_budget
 from rewright.tuning.exclusion import exclude_until_it_holds
 from rewright.tuning.request import QuantizationRequest
 from rewright.tuning.speed import keep_what_is_faster
@@ -138,7 +139,7 @@ def run_request(
     """``quantize`` for what is asked for in one object."""
     catalog = catalog if catalog is not None else default_catalog()
     step, loaded = request.step(catalog), load(model)
-    allowed = QuantizationBudget.of(budget) or QuantizationBudget()
+    allowed = QuantizationBudget.of(budget) or usual_budget([step])
     if inputs is not None and not isinstance(inputs, str | PathLike | Mapping):
         inputs = list(inputs)  # an iterator would be gone after the first use
     kept: dict[str, str] = {}
@@ -171,7 +172,7 @@ def run_request(
     )
     _explain_kept(result.report, kept)
     if speed is not None:
-        result.report.warnings.extend(_told(speed))
+        _tell(result.report, speed)
     return QuantizeResult(result.model, result.report, request.text(catalog), kept, speed)
 
 
@@ -189,6 +190,15 @@ def _explain_kept(report: Report, kept: Mapping[str, str]) -> None:
         explain(report.quantization.missed)
 
 
-def _told(speed: BenchReport) -> list[str]:
-    """That the measurement was made on made-up inputs."""
-    return ["latency was measured on made-up inputs: " + "; ".join(speed.input_sets)] if speed.inputs == "made" else []
+def _tell(report: Report, speed: BenchReport) -> None:
+    """Writes down what was measured, and on what, with the quantizing pass."""
+    first, second = speed.models
+    found = second.speedup
+    records = [record for record in report.passes if record.exactness == "quantizing"]
+    if found is not None and first.median is not None and second.median is not None and records:
+        records[-1].notes.append(
+            f"measured: float {1000 * first.median:.3g} ms, quantized {1000 * second.median:.3g} ms,"
+            f" {found.estimate:.2f} ({found.low:.2f} to {found.high:.2f}) times as fast"
+        )
+    if speed.inputs == "made":
+        report.warnings.append("latency was measured on made-up inputs: " + "; ".join(speed.input_sets))

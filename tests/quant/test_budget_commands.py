@@ -124,3 +124,13 @@ def test_verify_and_bisect_take_one_too(command_line, tmp_path, monkeypatch) -> 
     bisected = ("bisect", BERT, "-p", "rounding-weights", *PASS, "--budget")
     assert command_line(*bisected, "sqnr=25").status == 0
     assert "the pass 'rounding-weights' is wrong" in command_line(*bisected, "sqnr=60").assert_one_error(status=1)
+
+
+def test_fewer_bits_may_lose_more_where_nobody_says() -> None:
+    def usual(text: str) -> str:
+        return Chain(text).run(BERT, verify="off").report.quantization.budget
+
+    assert usual("quantize-weights").startswith("sqnr=10, cosine=0.95")
+    assert usual("quantize-weights{bits=8}").startswith("sqnr=20, cosine=0.99")
+    assert usual("quantize-dynamic, quantize-weights").startswith("sqnr=10")
+    assert Chain("O2, quantize-weights").run(BERT).report.passes[-1].status == "applied"

@@ -79,6 +79,7 @@ def test_real_measurements() -> None:
     assert [timing.name for timing in result.speed.models] == ["float", "quantized"]
     assert result.speed.models[1].speedup is not None
     assert quantized_nodes(result.report) == {"first", "second", "third"} - set(result.kept_in_float)
+    assert any(note.startswith("measured: float") for note in result.report.passes[-1].notes)
 
 
 def test_the_command_prints_the_chain_that_it_runs(command_line, tmp_path) -> None:
