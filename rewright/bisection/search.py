@@ -27,6 +27,7 @@ from rewright.report.environment import environment
 from rewright.run.gates import claimed
 from rewright.run.input_choice import choose_input_sets
 from rewright.run.options import Progress
+from rewright.run.usual_budget import usual_budget
 from rewright.verify.budget import QuantizationBudget
 from rewright.verify.parity import ParityEvidence, ParityGate
 from rewright.verify.process import SessionWorker
@@ -77,8 +78,8 @@ def bisect(
         raise UsageError(f"target is '{target}'.", f"It is one of {', '.join(get_args(Target))}.")
     if verify not in ("model", "sites"):
         raise UsageError(f"verify is '{verify}'.", "A bisection takes model or sites.")
-    allowed = QuantizationBudget.of(budget)
     made = (chain if isinstance(chain, Chain) else Chain(chain)).expanded()
+    allowed = QuantizationBudget.of(budget) or usual_budget(made.passes)
     original = load(model)
     folder = None if output is None else Path(output)
     if folder is not None:
