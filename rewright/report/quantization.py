@@ -45,9 +45,7 @@ def doubts(passes: Iterable[PassReport], parity: ParityEvidence | None) -> list[
     is_quantized = any(record.exactness == "quantizing" and record.status == "applied" for record in passes)
     if not is_quantized or parity is None or parity.inputs != "made":
         return []
-    return [
-        "what quantization costs was measured on made-up inputs; representative ones (--inputs) tell what it costs on yours"
-    ]
+    return ["what quantization costs was measured on made-up inputs; representative ones (--inputs) tell what it costs on yours"]
 
 
 def _as_kept(record: PassReport) -> list[CoveredReport]:
