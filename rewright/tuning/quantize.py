@@ -16,10 +16,12 @@ from rewright.model.load import load
 from rewright.passes.contract import Backend, Target
 from rewright.quant.presets import AUTO, Mode
 from rewright.registry.catalog import Catalog, default_catalog
+from rewright.registry.options import with_options
 from rewright.report.model import CoveredReport, Report
 from rewright.run import FailurePolicy, Progress, RunResult, VerifyMode
 from rewright.run.input_choice import choose_input_sets
 from rewright.run.usual_budget import usual_budget
+from rewright.tuning.calibrated import calibrated_once
 from rewright.tuning.exclusion import exclude_until_it_holds
 from rewright.tuning.request import QuantizationRequest
 from rewright.tuning.speed import keep_what_is_faster
@@ -146,17 +148,18 @@ def run_request(
     speed: BenchReport | None = None
     if auto_exclude or no_slower:
         prepared = request.prepared(loaded, catalog, target)
-        if no_slower:
-            chosen = keep_what_is_faster(
-                prepared, step, inputs=inputs, sizes=sizes, seed=seed, threads=threads, target=target, progress=progress
-            )
-            kept, speed = dict(chosen.excluded), chosen.measured
-        if auto_exclude:
-            given = choose_input_sets(catalog, loaded, inputs)
-            sets = make_input_sets(loaded, seed) if given is None else given
-            left = replace(request, exclude=[*request.exclude, *kept]).step(catalog)
-            found = exclude_until_it_holds(loaded, prepared, left, sets, allowed, target=target, jobs=jobs, progress=progress)
-            kept |= found.excluded
+        with calibrated_once(prepared, step, target) as ready:
+            if no_slower:
+                chosen = keep_what_is_faster(
+                    prepared, ready, inputs=inputs, sizes=sizes, seed=seed, threads=threads, target=target, progress=progress
+                )
+                kept, speed = dict(chosen.excluded), chosen.measured
+            if auto_exclude:
+                given = choose_input_sets(catalog, loaded, inputs)
+                sets = make_input_sets(loaded, seed) if given is None else given
+                left = with_options(ready, {"exclude": [*request.exclude, *kept]})
+                found = exclude_until_it_holds(loaded, prepared, left, sets, allowed, target=target, jobs=jobs, progress=progress)
+                kept |= found.excluded
         request = replace(request, exclude=[*request.exclude, *kept])
     result = optimize(
         loaded,

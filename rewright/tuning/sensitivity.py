@@ -23,6 +23,7 @@ from rewright.report.environment import environment
 from rewright.report.model import EnvironmentReport
 from rewright.run.input_choice import choose_input_sets
 from rewright.run.options import Progress
+from rewright.tuning.calibrated import calibrated_once
 from rewright.tuning.request import QuantizationRequest
 from rewright.tuning.trial import Quantizer
 from rewright.verify.budget import QuantizationBudget
@@ -141,7 +142,8 @@ def sensitivity(
     given = choose_input_sets(catalog, original, inputs)
     sets = make_input_sets(original, seed) if given is None else given
     prepared = request.prepared(original, catalog, target)
-    nodes, missed = ranking(prepared, step, sets, target, jobs, progress)
+    with calibrated_once(prepared, step, target) as ready:
+        nodes, missed = ranking(prepared, ready, sets, target, jobs, progress)
     return Sensitivity(
         model=None if original.path is None else str(original.path),
         chain=request.text(catalog),
