@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from rewright.measure.bench import bench
 from rewright.measure.record import ModelTiming, speedup, summarize
@@ -26,7 +26,7 @@ def chain_of(count: int, width: int = 128) -> onnx.ModelProto:
         {body} }}"""
     model = parser.parse_model(text)
     weight = np.eye(width, dtype=np.float32) + 0.01
-    model.graph.initializer.append(onnx.numpy_helper.from_array(weight / width, "w"))
+    model.graph.initializer.append(numpy_helper.from_array(weight / width, "w"))
     return model
 
 
@@ -75,7 +75,7 @@ def test_a_model_that_does_not_run_does_not_end_the_others() -> None:
 
 def test_made_inputs_have_the_sizes_that_are_asked_for() -> None:
     model = parser.parse_model(TOKENS)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((40, 4), np.float32), "table"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((40, 4), np.float32), "table"))
     report = bench([model], rounds=1, warmup=0, sizes={"batch": 3})
     assert report.input_sets == ["made (batch=3, sequence=128)"]
     assert report.inputs == "made"
@@ -112,3 +112,21 @@ def test_the_command_tells_what_could_not_be_measured(command_line, tmp_path) ->
     assert "second.onnx could not be measured" in outcome.assert_one_error(status=1)
     assert "--size is 'N'" in command_line("bench", first, "--size", "N").assert_one_error()
     assert "absent.onnx does not exist" in command_line("bench", "absent.onnx").assert_one_error()
+
+
+def test_a_model_that_ends_its_process_does_not_end_the_others() -> None:
+    header = '<ir_version: 10, opset_import: ["" : 17, "com.microsoft" : 1]>'
+    sound = parser.parse_model(f"{header} g (float[B, S, 16] x) => (float[B, S, 16] y) {{ y = Relu(x) }}")
+    # an attention without any batch
+    deadly = parser.parse_model(f"""{header} g (float[B, S, 16] x) => (float[B, S, 16] y)
+        <int64[2] starts = {{0, 0}}, int64[2] ends = {{0, 1}}, int64[2] axes = {{0, 1}}, int32[1] total = {{1}}> {{
+            e = Slice(x, starts, ends, axes)
+            lengths = ConstantOfShape<value = int32[1] {{0}}>(none)
+            a = com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 2>(e, e, e, , , lengths, total)
+            s = ReduceSum<keepdims = 0>(a)
+            y = Add(x, s)
+    }}""")
+    deadly.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "none"))
+    report = bench([sound, deadly, sound], inputs={"x": np.ones((1, 2, 16), np.float32)}, rounds=1, warmup=0)
+    assert [bool(model.rounds) for model in report.models] == [True, False, True]
+    assert "ONNX Runtime's process died of" in report.models[1].error
