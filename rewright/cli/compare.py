@@ -18,6 +18,7 @@ from rewright.model.errors import UsageError
 if TYPE_CHECKING:
     from rewright.verify.mapping import NameMap
     from rewright.verify.models import ModelComparison
+    from rewright.verify.parity import ParityEvidence
 
 
 def verify(
@@ -108,27 +109,8 @@ def _show(comparison: ModelComparison) -> None:
         screen.print(Text("interface: ", "red").append(wording.printable(problem), "default"))
     for remark in comparison.interface.notes:
         screen.print(Text(f"interface: {wording.printable(remark)}", "dim"))
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("output", overflow="fold")
-    table.add_column("shape", overflow="fold")
-    for heading in ("max error", "rtol needed", "rtol", "atol"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
-    is_budgeted = quantized.is_judged_by_budget(comparison.parity)
-    for output in comparison.parity.outputs:
-        state = Text("agrees", "green") if output.equal else Text("differs", "bold red")
-        if is_budgeted and not output.vacuous:
-            state.append(f": {quantized.output_figures(output)}", "default")
-        if output.vacuous:
-            state = Text(output.vacuous, "yellow")
-        table.add_row(
-            Text(wording.printable(output.name)),
-            f"{output.dtype} {'x'.join(map(str, output.shape))}",
-            *map(wording.figure, (output.max_abs, output.needed_rtol, output.rtol, output.atol)),
-            state,
-        )
     if comparison.parity.outputs:
-        screen.print(table)
+        screen.print(_table(comparison.parity))
     if comparison.divergence is not None:
         show_divergence(comparison.divergence, screen)
     sets = wording.input_sets_sentence(comparison.parity)
@@ -136,3 +118,30 @@ def _show(comparison: ModelComparison) -> None:
         screen.print(Text(f"inputs: {wording.printable(sets)}", "dim"))
     if comparison.equal:
         screen.print(Text("The models agree.", "bold green"))
+    if comparison.equal and quantized.is_judged_by_budget(comparison.parity) and comparison.parity.inputs == "made":
+        console.warn("the inputs were made up; representative ones (--inputs) tell what quantization costs on yours.")
+
+
+def _table(parity: ParityEvidence) -> Table:
+    """Each output with its figures: what a budget asks for, or what a tolerance does."""
+    from rewright.report import quantized, wording
+
+    is_budgeted = quantized.is_judged_by_budget(parity)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("output", overflow="fold")
+    table.add_column("shape", overflow="fold")
+    if is_budgeted:
+        table.add_column("loss", overflow="fold")
+    for heading in () if is_budgeted else ("max error", "rtol needed", "rtol", "atol"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for output in parity.outputs:
+        state = Text("agrees", "green") if output.equal else Text("differs", "bold red")
+        if output.vacuous:
+            state = Text(output.vacuous, "yellow")
+        figures: tuple[str, ...] = (quantized.output_figures(output),)
+        if not is_budgeted:
+            figures = tuple(map(wording.figure, (output.max_abs, output.needed_rtol, output.rtol, output.atol)))
+        shape = f"{output.dtype} {'x'.join(map(str, output.shape))}"
+        table.add_row(Text(wording.printable(output.name)), shape, *figures, state)
+    return table

@@ -117,7 +117,9 @@ def test_verify_and_bisect_take_one_too(command_line, tmp_path, monkeypatch) -> 
     assert command_line("verify", BERT, made, "--quiet", "--no-divergence").status == 1
     agrees = command_line("verify", BERT, made, "--budget", "sqnr=25")
     assert agrees.status == 0, agrees.err
-    assert "SQNR" in agrees.out
+    assert "SQNR 27" in agrees.out
+    assert "rtol" not in agrees.out
+    assert "the inputs were made up" in agrees.err
     differs = command_line("verify", BERT, made, "--budget", "sqnr=60", "--no-divergence")
     assert "the budget asks for 60.0 dB" in differs.assert_one_error(status=1)
     assert "two answers" in command_line("verify", BERT, made, "--budget", "sqnr=25", "--rtol", "1").assert_one_error()
