@@ -36,7 +36,6 @@ from rewright.run.gates import Gates
 from rewright.run.options import PARITY_MODES, SITE_MODES, GateError, RunOptions, RunResult
 from rewright.run.probing import broken_probe, probe
 from rewright.run.reducing import leave_reproducer
-from rewright.run.usual_budget import usual_budget
 from rewright.verify.budget import QuantizationBudget
 from rewright.verify.inputs import DEFAULT_COUNT, InputSet, make_input_sets
 from rewright.verify.mutation import self_test
@@ -60,7 +59,6 @@ def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: R
         UsageError: the inputs that the caller gave do not fit the model.
     """
     # A run makes millions of objects and, but for views that are rolled back, little garbage.
-    options = replace(options, budget=options.budget or usual_budget(passes))
     own = SessionWorker() if options.worker is None else nullcontext(options.worker)
     with collector_paused(), own as worker:
         if options.verify == "off":

@@ -10,9 +10,12 @@ from rewright.model.carrier import Model
 from rewright.ops.lowering import lower
 from rewright.passes.contract import Pass
 from rewright.report.model import PassReport
+from rewright.report.quantization import quantization_of
 from rewright.run import loop
 from rewright.run.options import GateError, RunOptions, RunResult
 from rewright.run.probing import broken_probe, probe
+from rewright.run.usual_budget import usual_budget
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.parity import ParityGate
 from rewright.verify.process import SessionWorker
 
@@ -30,7 +33,7 @@ def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: R
     passes = [part for step in passes for part in step.parts()]
     own = SessionWorker() if options.worker is None else nullcontext(options.worker)
     with own as worker:
-        options = replace(options, worker=worker)
+        options = replace(options, worker=worker, budget=options.budget or usual_budget(passes))
         result = loop.run_passes(model, passes, chain_text, options)
         left, undone, seconds = list(passes), dict[int, PassReport](), 0.0
         while reason := broken_probe(result.report.probes):
@@ -43,7 +46,7 @@ def run_passes(model: Model, passes: Sequence[Pass], chain_text: str, options: R
             del left[culprit]
             seconds += result.report.seconds
             result = loop.run_passes(model, left, chain_text, options)
-        _write_down(result, undone, seconds)
+        _write_down(result, undone, seconds, (options.budget or QuantizationBudget()).text)
         return result
 
 
@@ -93,11 +96,13 @@ def _undone(record: PassReport, reason: str) -> PassReport:
     return record.model_copy(update=changes)
 
 
-def _write_down(result: RunResult, undone: dict[int, PassReport], seconds: float) -> None:
+def _write_down(result: RunResult, undone: dict[int, PassReport], seconds: float, budget: str) -> None:
     """Put the records of the undone passes back in their places, and the time that finding them took."""
     report = result.report
     for place in sorted(undone):
         report.passes.insert(place, undone[place])
     report.seconds += seconds
+    if undone:
+        report.quantization = quantization_of(report.passes, budget)
     if undone and report.verdict == "passed":
         report.verdict = "passed-with-rollbacks"

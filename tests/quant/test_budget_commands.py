@@ -136,3 +136,9 @@ def test_fewer_bits_may_lose_more_where_nobody_says() -> None:
     assert usual("quantize-weights{bits=8}").startswith("sqnr=20, cosine=0.99")
     assert usual("quantize-dynamic, quantize-weights").startswith("sqnr=10")
     assert Chain("O2, quantize-weights").run(BERT).report.passes[-1].status == "applied"
+
+
+def test_a_lax_budget_does_not_make_the_original_hold_what_it_does_not() -> None:
+    report = run("rounding-weights", budget="sqnr=-20, cosine=-1")
+    assert report.passes[0].status == "applied"
+    assert "not-held" in {probe.status for probe in report.probes if probe.name == "padding"}
