@@ -76,7 +76,7 @@ class Examination:
         before, after = GraphIndex(self.applied.before), GraphIndex(self._after())
         parts = regions(before, after, claimed(self.applied.sites))
         blamed: dict[int, RegionEvidence] = {}
-        if self.sites is not None and self.applied.kind is None:
+        if self.sites is not None and self.applied.kind is None and not self.applied.step.retypes:
             check = self.sites.check(self.applied.before, self._after(), claimed(self.applied.sites), self.applied.step.exactness)
             before, after, parts = check.before, check.after, [checked.region for checked in check.regions]
             failed = (checked.evidence.status == "failed" for checked in check.regions)

@@ -242,7 +242,7 @@ class _Search:
 
     def _has_wrong_sites(self, applied: Applied) -> bool:
         """Runs the changes of a pass alone, if that was asked for; a pass that does not stand this becomes a culprit."""
-        if self.sites is None:
+        if self.sites is None or applied.step.retypes:
             return False
         self._tell(f"running the changes of {applied.step.name} alone", applied.index)
         check = self.sites.check(applied.before, _after(applied), claimed(applied.sites), applied.step.exactness)

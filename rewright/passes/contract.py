@@ -68,6 +68,8 @@ class Pass(BaseModel):
         backends: who can carry it out.
         ort: how ONNX Runtime carries it out, or why it does not; where it does, the pass has all backends.
         changes_interface: whether inputs or outputs of the model may change.
+        retypes: whether values that stay change their element types, so that no part of the change makes sense without the
+            others: it is judged as a whole.
         edits_view: whether the pass reads and edits ``session.view`` alone and records each site. ``session.model`` may then be
             older than the view, in a run that checks nothing.
 
@@ -87,6 +89,7 @@ class Pass(BaseModel):
     backends: ClassVar[tuple[Backend, ...]] = ("standalone",)
     ort: ClassVar[Deferral | None] = None
     changes_interface: ClassVar[bool] = False
+    retypes: ClassVar[bool] = False
     edits_view: ClassVar[bool] = False
 
     backend: Backend = "standalone"

@@ -60,7 +60,8 @@ class Gates:
         if reason:
             record.reason = reason
             # Each trial of the search would take as long again.
-            kept = trial.without_the_failing() if policy == "rollback" and TOO_SLOW not in reason else None
+            is_divisible = policy == "rollback" and TOO_SLOW not in reason and not step.retypes
+            kept = trial.without_the_failing() if is_divisible else None
         if kept is not None and self.parity is not None:
             self.parity.keep(step.exactness)
             self.last_parity = record.parity
@@ -99,7 +100,7 @@ class _Trial:
             record.interface = check_interface(self.before, model)
             if record.interface.status == "failed":
                 return f"interface: {record.interface.reason}"
-        is_due = gates.site_mode == "all" or self.step.backend == "ort"
+        is_due = (gates.site_mode == "all" or self.step.backend == "ort") and not self.step.retypes
         if is_due and self.checked is None and not is_trial:
             self.checked = self._check_sites()
             if self.checked.evidence.status == "failed":

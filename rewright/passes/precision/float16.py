@@ -28,12 +28,16 @@ class Float16(ReducedPrecision):
     6. It is assumed that MatMul, Gemm, Conv and softmax accumulate in float32, and normalisations compute in it, as ONNX
        Runtime's kernels do.
 
+    The backend "ort" is onnxruntime.transformers' converter, in another process, told what to leave, and its result sorted;
+    it needs the weights in memory, keeps the interface, and masks of the lowest float32 keep their softmax in float32.
+
     Put it last: the fusions find a normalisation that is written out in either type, but an island of float32 stays one.
 
     Source: IEEE 754 binary16; the op schemas of ONNX say which ops take it.
     """
 
     name = "float16"
+    backends = ("standalone", "ort")
     dtype = np.dtype(np.float16)
     after = ("gelu-approximation", "dead-code")
     quantizes = ops_holding("float16")

@@ -245,10 +245,16 @@ def in_order(graph: Any) -> Iterator[Any]:
             pending.extend((inner, False) for inner in reversed(body.nodes))
 
 
-def make_keeping(limits: Limits, bounds: Mapping[str, ValueBounds], graphs: list[Any], opset: int) -> Keeping:
-    """Decides about the nodes of ``graphs``, the main graph first and its bodies after it."""
+def make_keeping(
+    limits: Limits, bounds: Mapping[str, ValueBounds], graphs: list[Any], opset: int, *, has_masks: bool = True
+) -> Keeping:
+    """Decides about the nodes of ``graphs``, the main graph first and its bodies after it.
+
+    ``has_masks``: whether constants that are nothing but masks may be replaced by what the narrow type holds.
+    """
     reach = Reach(bounds, limits.margin, limits.largest)
-    reach.look_for_masks(graphs, {id(tensor) for graph in graphs for tensor in graph.outputs})
+    if has_masks:
+        reach.look_for_masks(graphs, {id(tensor) for graph in graphs for tensor in graph.outputs})
     keeping = Keeping(limits, reach)
     keeping.look(graphs[:1], opset, graphs)
     return keeping

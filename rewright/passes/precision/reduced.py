@@ -12,6 +12,7 @@ from rewright.model.graph import walk_bodies
 from rewright.passes.contract import Site
 from rewright.passes.coverage import Covered
 from rewright.passes.precision.conversion import Conversion
+from rewright.passes.precision.handing_over import hand_over
 from rewright.passes.precision.islands import merge_islands
 from rewright.passes.precision.keeping import Keeping, Limits, in_order, make_keeping
 from rewright.passes.precision.operands import is_single
@@ -27,11 +28,14 @@ class ReducedPrecision(QuantizingPass):
 
     Class facts:
         dtype: the type.
+        cpu_note: what is said of a result for the target cpu.
     """
 
     exactness = "quantizing"
     edits_view = True
+    retypes = True
     dtype: ClassVar[np.dtype[Any]]
+    cpu_note: ClassVar[str] = ""
 
     keep_io: bool = Field(default=True, description="Keep the model's inputs and outputs float32.")
     margin: float = Field(default=8.0, ge=1.0, description="How many times what was measured on inputs has to fit.")
@@ -53,6 +57,9 @@ class ReducedPrecision(QuantizingPass):
             return
         keeping = self._decided(session, graphs, [each.node for each in wanted if id(each.graph) in inside])
         nodes = [node for node in in_order(main) if keeping.roles[id(node)].is_choice]
+        if self.backend == "ort":
+            hand_over(session, keeping, nodes, [each for each in wanted if id(each.graph) in inside])
+            return
         returned = {id(tensor) for graph in graphs for tensor in graph.outputs} - keeping.narrow_results
         merge_islands(keeping, nodes, returned)
         converted = [node for node in nodes if keeping.is_narrow(node)]
@@ -81,7 +88,9 @@ class ReducedPrecision(QuantizingPass):
         if found is None:
             raise TypeError("no bounds")
         limits = Limits(self.dtype, session.target, self.margin, self.min_normal, self.clip_weights)
-        keeping = make_keeping(limits, found.values, graphs, session.view.opset_of(graphs[0]))
+        # the converter of ONNX Runtime makes the lowest float16 of a mask, to which nothing can be added
+        has_masks = self.backend != "ort"
+        keeping = make_keeping(limits, found.values, graphs, session.view.opset_of(graphs[0]), has_masks=has_masks)
         if not self.keep_io:
             keeping.narrow_interface(graphs[0])
         chosen = set(map(id, wanted))
@@ -163,8 +172,6 @@ class ReducedPrecision(QuantizingPass):
             )
         if session.target == "cpu":
             notes.append(self.cpu_note)
-
-    cpu_note: ClassVar[str] = ""
 
 
 def _is_single(node: Any) -> bool:
