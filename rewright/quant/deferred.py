@@ -40,8 +40,8 @@ def quantize_dynamic(model: bytes, arguments: dict[str, Any]) -> str:
     onnx.load_external_data_for_model(proto, arguments["root"])
     for graph in all_graphs(proto):
         for tensor in graph.initializer:
-            _inline(tensor)
-    names = dict(_named(proto))
+            inline(tensor)
+    names = dict(named(proto))
     chosen = [names[output] for output in arguments["outputs"]]
     hidden = list(_hide(proto, set(chosen)))
     quantizer = ONNXQuantizer(
@@ -71,13 +71,13 @@ def quantize_dynamic(model: bytes, arguments: dict[str, Any]) -> str:
     return str(target)
 
 
-def _inline(tensor: TensorProto) -> None:
+def inline(tensor: TensorProto) -> None:
     if tensor.data_location == TensorProto.EXTERNAL:
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
 
 
-def _named(proto: ModelProto) -> Iterator[tuple[str, str]]:
+def named(proto: ModelProto) -> Iterator[tuple[str, str]]:
     """First output and name of each node; those without a name of their own get one, for the quantizer chooses by name."""
     seen: set[str] = set()
     for node in all_nodes(proto):
