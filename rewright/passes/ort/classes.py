@@ -16,7 +16,7 @@ from rewright.model.carrier import Model, node_lists
 from rewright.model.mixture import mixture
 from rewright.model.regions import GraphIndex, Region, regions
 from rewright.model.weights import WeightFiles
-from rewright.passes.ort.anchor_guard import Guarded, described, guarded, quiet
+from rewright.passes.ort.anchor_guard import Guarded, described, guarded, quiet, told
 from rewright.passes.ort.fusion_classes import ClassOptions, FusionClass, fusion_class
 from rewright.passes.ort.fusion_finish import finished
 from rewright.passes.ort.fusion_model import model_class, transformers_module
@@ -96,6 +96,36 @@ def _after(
         return skeleton
     reply["fired"][name] = fired
     return changed
+
+
+def _only_what_is_fused(before: bytes, after: bytes, entry: FusionClass) -> bytes:
+    """The skeleton after without the changes that put in no op of the class; as it was before where there is no other."""
+    old, new = (GraphIndex(Model(ModelProto.FromString(skeleton), WeightFiles())) for skeleton in (before, after))
+    found = regions(old, new)
+    undone = [region for region in found if not _puts_in(region, entry.emits)]
+    if len(undone) == len(found):
+        return before
+    kept = mixture(old, new, undone) if undone else None
+    return kept.proto.SerializeToString(deterministic=True) if kept is not None else after
+
+
+def _puts_in(region: Region, emitted: Collection[str]) -> bool:
+    added, removed = (
+        Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in nodes)
+        for nodes in (region.added, region.removed)
+    )
+    return not (added - removed).keys().isdisjoint(emitted)
+
+
+def _count(skeleton: bytes) -> int:
+    return sum(len(nodes) for _, nodes in node_lists(ModelProto.FromString(skeleton)))
+
+
+def _note(name: str, seen: Guarded, reply: dict[str, Any]) -> None:
+    left_out = seen.left_out.get(name.partition(":")[0])
+    if left_out:
+        reply["left_out"][name] = left_out
+        reply["notes"].append(told(name, left_out))
 
 
 def _only_what_is_fused(before: bytes, after: bytes, entry: FusionClass) -> bytes:
