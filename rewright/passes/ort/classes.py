@@ -126,35 +126,3 @@ def _note(name: str, seen: Guarded, reply: dict[str, Any]) -> None:
     if left_out:
         reply["left_out"][name] = left_out
         reply["notes"].append(told(name, left_out))
-
-
-def _only_what_is_fused(before: bytes, after: bytes, entry: FusionClass) -> bytes:
-    """The skeleton after without the changes that put in no op of the class; as it was before where there is no other."""
-    old, new = (GraphIndex(Model(ModelProto.FromString(skeleton), WeightFiles())) for skeleton in (before, after))
-    found = regions(old, new)
-    undone = [region for region in found if not _puts_in(region, entry.emits)]
-    if len(undone) == len(found):
-        return before
-    kept = mixture(old, new, undone) if undone else None
-    return kept.proto.SerializeToString(deterministic=True) if kept is not None else after
-
-
-def _puts_in(region: Region, emitted: Collection[str]) -> bool:
-    added, removed = (
-        Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in nodes)
-        for nodes in (region.added, region.removed)
-    )
-    return not (added - removed).keys().isdisjoint(emitted)
-
-
-def _count(skeleton: bytes) -> int:
-    return sum(len(nodes) for _, nodes in node_lists(ModelProto.FromString(skeleton)))
-
-
-def _note(name: str, seen: Guarded, reply: dict[str, Any]) -> None:
-    left_out = seen.left_out.get(name.partition(":")[0])
-    if left_out:
-        reply["left_out"][name] = left_out
-        first, reason = next(iter(left_out.items()))
-        others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        reply["notes"].append(f"{name} raised at {first}{others}, which it therefore left alone: {reason}")

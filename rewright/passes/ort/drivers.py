@@ -108,7 +108,7 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
         except Exception as error:  # what the drivers raise has no base of its own
             raise RuntimeError(described(error)) from error
     reply["left_out"] = seen.left_out
-    reply["notes"].extend(told(name, anchors) for name, anchors in seen.left_out.items())
+    reply["notes"].extend(told(fusion, anchors) for fusion, anchors in seen.left_out.items())
     reply["fired"] = _more(model, changed)
     if changed != model:
         reply["path"] = str(weights.write(changed))
