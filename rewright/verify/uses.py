@@ -77,6 +77,10 @@ class Uses:
             return self.model.tensor(tensor)
         return numpy_helper.to_array(tensor)
 
+    def weights(self) -> Iterator[tuple[int, ...]]:
+        """The dimensions of every constant."""
+        return (tuple(tensor.dims) for tensor in self._tensors.values())
+
     def is_constant(self, value: Value) -> bool:
         """Whether it is a constant of any size."""
         return value in self._tensors
