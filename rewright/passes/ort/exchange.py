@@ -219,6 +219,9 @@ def _restore_graph(source: GraphProto, graph: GraphProto) -> None:
     for name in ("input", "output"):
         graph.ClearField(name)
         getattr(graph, name).extend(getattr(source, name))
+    made = {name for node in graph.node for name in node.output}
+    graph.ClearField("value_info")  # what was told on the way is not the model's own
+    graph.value_info.extend(value for value in source.value_info if value.name in made)
     graph.ClearField("metadata_props")
     graph.metadata_props.extend(source.metadata_props)
     if source.HasField("doc_string"):
