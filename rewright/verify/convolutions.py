@@ -84,6 +84,8 @@ def _patch_size(convolution: Convolution) -> int | None:
 
 
 def _positions(rank: int, filters: int, uses: Uses) -> Iterator[int]:
-    for dims in uses.weights():
-        if len(dims) == rank and dims[-1] == filters and math.prod(dims[:-2]) == 1:
+    """How many rows each constant has that is added as it is, or of which rows are."""
+    for value, dims in uses.weights():
+        is_fitting = len(dims) == rank and dims[-1] == filters and math.prod(dims[:-2]) == 1
+        if is_fitting and any(use.node.op_type in ("Add", "Gather") for use in uses.readers(value)):
             yield dims[-2]

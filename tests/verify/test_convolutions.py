@@ -14,17 +14,29 @@ from rewright.verify.roles import infer_roles
 from rewright.verify.uses import Uses
 
 
-def patches(positions: tuple[int, ...] = (1, 17, 8), dims: str = "batch, channels, height, width", steps: str = "") -> ModelProto:
-    """Images cut into patches of 4 by 4, a class token before them, and position embeddings that are added."""
+def patches(
+    positions: tuple[int, ...] = (1, 17, 8), dims: str = "batch, channels, height, width", steps: str = "", other: int = 8
+) -> ModelProto:
+    """Images cut into patches of 4 by 4, a class token before them, and position embeddings that are added.
+
+    Beside that a table of 50 rows, one of which is added to a constant of `other` rows, and a matrix that nothing reads.
+    """
     model = parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 17]>
         g (float[{dims}] pixel_values) => (float[batch, positions, 8] y) {{
         {steps or "cast = Identity(pixel_values)"}
         cut = Conv<kernel_shape = [4, 4], strides = [4, 4]>(cast, kernel)
         all = Constant<value = int64[3] {{0, 8, -1}}>() flat = Reshape(cut, all) tokens = Transpose<perm = [0, 2, 1]>(flat)
+        at = Constant<value = int64 {{0}}>() row = Gather(table, at) more = Add(row, other)
         first = ReduceMean<axes = [1]>(tokens) joined = Concat<axis = 1>(first, tokens) y = Add(joined, places)
     }}""")
     random = np.random.default_rng(0)
-    for name, shape in (("kernel", (8, 3, 4, 4)), ("places", positions), ("unused", (50, 8))):
+    for name, shape in (
+        ("kernel", (8, 3, 4, 4)),
+        ("places", positions),
+        ("table", (50, 8)),
+        ("matrix", (65, 8)),
+        ("other", (1, other, 8)),
+    ):
         model.graph.initializer.append(numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name))
     return model
 
@@ -58,9 +70,10 @@ def test_dimensions_without_names():
 @pytest.mark.parametrize(
     ("positions", "sides"),
     [
-        ((1, 17, 8), (16, 28)),  # the table of 50 that nothing reads comes after
+        ((1, 17, 8), (16, 28)),  # of rank 3 first
         ((1, 18, 8), (16, 28)),
         ((1, 16, 8), (16, 28)),
+        ((17, 8), (16, 28)),
         ((50, 8), (28,)),
         ((1, 19, 8), (28,)),
         ((2, 17, 8), (28,)),
@@ -74,9 +87,8 @@ def test_the_sides_that_position_embeddings_may_be_for(positions, sides):
 
 
 def test_the_next_candidate_is_tried_where_the_first_does_not_run():
-    """A weight of (1, 26, filters) that is no position embedding comes first."""
-    model = patches((17, 8))
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 26, 8), np.float32), "other"))
+    """A constant of (1, 26, filters) that is no position embedding comes first."""
+    model = patches((17, 8), other=26)
     (role,) = infer_roles(load(model))
     assert role.sides == (20, 16, 28)
     sizes = [each.arrays["pixel_values"].shape[2:] for each in make_fallback_sets(load(model))]
