@@ -21,6 +21,7 @@ from rewright.model.regions import reads
 from rewright.model.weights import is_stub, slice_of
 from rewright.passes.difference import fresh_nodes
 from rewright.passes.ort.ordering import restore_order
+from rewright.passes.ort.renamed import restore_names
 from rewright.passes.ort.shadows import rename_constants, rename_shadows
 from rewright.passes.session import PassSession
 
@@ -82,6 +83,7 @@ def exchanged(source: Model, work: Callable[[bytes, Path], str], *, weights: Wei
         proto.CopyFrom(optimized.proto)
         _reattach_weights(source, optimized, proto)
         _show(proto.graph, hidden)
+        restore_names(source.proto.graph, proto.graph)
         _restore(source.proto, proto)
         rename_shadows(proto)
         rename_constants(source.proto.graph, proto.graph)
