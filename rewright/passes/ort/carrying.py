@@ -141,7 +141,7 @@ class _Carrier:
                 "classes": list(self.deferral.classes),
                 "options": self.step.ort_options(),
             }
-            given = with_shapes(self.session, self.result, model)
+            given = with_shapes(self.session, model)
             found.update(call(self.session, RUN_CLASSES, given, arguments))
             return str(found["path"]) if any(found["fired"].values()) else ""
 
@@ -238,10 +238,10 @@ def optimized(session: PassSession, names: Iterable[str], entries: Iterable[tupl
         "disabled": all_but(names),
         "entries": [list(entry) for entry in entries],
     }
-    return str(call(session, OPTIMIZE, model, arguments))
+    return str(call(session, OPTIMIZE, with_shapes(session, model), arguments))
 
 
-def with_shapes(session: PassSession, model: Model, given: bytes) -> bytes:
+def with_shapes(session: PassSession, given: bytes) -> bytes:
     """The serialized model with all that is known about its values written beside them."""
     session.ensure_facts()
     proto = ModelProto()

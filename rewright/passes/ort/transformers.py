@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Backend, Pass
-from rewright.passes.ort.carrying import with_shapes, take
+from rewright.passes.ort.carrying import take, with_shapes
 from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
 from rewright.passes.ort.model_types import ModelType, switches_of
 from rewright.passes.session import PassSession
@@ -110,7 +110,7 @@ class OrtTransformers(Pass):
             take(session, result)
 
     def _run(self, session: PassSession, source: Model, notes: dict[str, None], model: bytes, folder: Path) -> str:
-        given = with_shapes(session, source, model)
+        given = with_shapes(session, model)
         reply = call(session, RUN_DRIVER, given, self._arguments(session, folder))
         notes.update(dict.fromkeys(_sentences(reply)))
         return str(reply["path"])

@@ -189,7 +189,7 @@ def test_dimensions_are_equal_if_their_names_are(other: list[Any], fires: bool, 
 def test_what_is_in_the_way_of_attention_is_cleared_away_for_it_alone(tmp_path: Path) -> None:
     """Casts to the type that is there already hide it; those that it does not take in stay, and so do residual sums."""
     source = load(ZOO / "roberta.ts17.sdpa.onnx")
-    given = with_shapes(PassSession(OrtSession(), source), source, source.session_bytes())
+    given = with_shapes(PassSession(OrtSession(), source), source.session_bytes())
     arguments = {"root": source.SESSION_FOLDER, "folder": str(tmp_path), "classes": ["FusionAttention"]}
     reply = classes.run(given, arguments)
     assert reply["fired"] == {"FusionAttention": 2}
