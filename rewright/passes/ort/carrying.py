@@ -205,6 +205,9 @@ class _Carrier:
             return f"made {_listed(added)} of {_listed(removed)}"
         if foreign:
             return f"put in {_listed(foreign)}"
+        taken = Counter(removed) - Counter(added)
+        if makes and anchors and not any(op in taken or op in makes for op in anchors):
+            return f"put in {_listed(op for op in added if op in makes)} beside what it stands for"
         return next(filter(None, map(self._kernel_refusal, region.added)), None)
 
     def _kernel_refusal(self, node: NodeProto) -> str | None:
