@@ -18,7 +18,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto
 
 test-hf: $(HF_VENV)/.hf
-	OMP_NUM_THREADS=1 $(HF_VENV)/bin/python -m pytest tests/hf -n auto --maxprocesses 4 --disable-warnings
+	OMP_NUM_THREADS=1 $(HF_VENV)/bin/python -m pytest tests/hf -n auto --maxprocesses 4 --dist loadfile --disable-warnings
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
 from rewright.verify.cache_lengths import agreeing_lengths, has_cache_branch, past_symbols
 from rewright.verify.roles import InputRole, infer_roles
-from rewright.verify.symbols import FALLBACKS, Fallback, fallback_sizes, resolve, sizes, symbols_of
+from rewright.verify.symbols import FALLBACKS, Fallback, fallback_sizes, resolve, sizes, symbols_of, with_sides
 
 Origin = Literal["made", "given", "plugin"]
 """Who an input set is from: made here from the model's own inputs, given by the user, or by a plugin's hook."""
@@ -121,7 +121,8 @@ def make_input_sets(model: Model, seed: int = 0, count: int = DEFAULT_COUNT) -> 
     for name, trial, flag in _trials(roles, count):
         reads_cache = flag or not has_cache_branch(roles)
         past = 0 if name == _EMPTY_CACHE else None
-        shapes = _shapes(roles, agreeing_lengths(roles, symbols, sizes(symbols, trial), reads_cache=reads_cache, past=past))
+        chosen = with_sides(roles, sizes(symbols, trial))
+        shapes = _shapes(roles, agreeing_lengths(roles, symbols, chosen, reads_cache=reads_cache, past=past))
         if shapes is not None:
             _refuse_large(shapes)
             made.append(_input_set(name, roles, shapes, trial, seed, flag))
@@ -171,10 +172,13 @@ def make_fallback_sets(model: Model, seed: int = 0) -> Iterator[InputSet]:
     """
     roles = infer_roles(model)
     symbols = symbols_of(roles)
-    for trial, fallback in enumerate(FALLBACKS if symbols else ()):
+    others = max((len(role.sides) for role in roles), default=0)
+    tried = [with_sides(roles, fallback_sizes(symbols, each), which) for which in range(1, others) for each in FALLBACKS[:4]]
+    tried += [fallback_sizes(symbols, each) for each in FALLBACKS]
+    for trial, chosen in enumerate(tried if symbols else ()):
         flag = trial % 2 == 0
         reads_cache = flag or not has_cache_branch(roles)
-        shapes = _shapes(roles, agreeing_lengths(roles, symbols, fallback_sizes(symbols, fallback), reads_cache=reads_cache))
+        shapes = _shapes(roles, agreeing_lengths(roles, symbols, chosen, reads_cache=reads_cache))
         if shapes is not None and max(map(math.prod, shapes.values())) <= MAXIMUM_ELEMENTS:
             yield _input_set(f"fallback-{trial}", roles, shapes, trial, seed, flag)
 

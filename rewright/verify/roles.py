@@ -17,6 +17,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
+from rewright.verify.convolutions import first_convolution, sides_of_image
 from rewright.verify.uses import Use, Uses, Value, attribute_of
 
 Kind = Literal[
@@ -37,6 +38,7 @@ class InputRole:
         low: the smallest value that an index may have.
         bound: values of an index stay below; None when the table's size is not known.
         reshapes: whether a `shape` input is the target of a Reshape.
+        sides: of a square image, the lengths that the model's position embeddings may be for; the likeliest first.
         evidence: the node, or the name, that decided.
     """
 
@@ -48,6 +50,7 @@ class InputRole:
     bound: int | None = None
     reshapes: bool = False
     evidence: str = ""
+    sides: tuple[int, ...] = ()
 
 
 def infer_roles(model: Model) -> list[InputRole]:
@@ -137,15 +140,17 @@ def _role(value: ValueInfoProto, uses: Uses) -> InputRole:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element_type)
     findings = _trace(value.name, uses)
     kind, evidence = _kind(value.name, dtype, _dims(value), findings)
+    convolution = first_convolution(value.name, uses) if findings.convolved else None
     return InputRole(
         value.name,
         dtype,
-        _dims(value),
+        _dims(value) if convolution is None else convolution.with_channels(_dims(value)),
         kind,
         findings.low,
         min(findings.bounds, default=None),
         "Reshape" in findings.shape_operands,
         evidence,
+        sides_of_image(convolution, uses) if convolution is not None and kind == "image" else (),
     )
 
 

@@ -195,6 +195,18 @@ def _sort(symbol: str, axis: int, role: InputRole) -> str:
     return "length"
 
 
+def with_sides(roles: Iterable[InputRole], chosen: Sizes, which: int = 0) -> dict[str, int]:
+    """The sizes with those of images that the model's position embeddings are for: of several candidates the one at `which`."""
+    sides = {
+        symbol: role.sides[which]
+        for role in roles
+        if which < len(role.sides)
+        for axis, dim in enumerate(role.dims)
+        if axis >= 2 and (symbol := dimension_symbol(dim, axis)) in chosen
+    }
+    return {**chosen, **sides}
+
+
 def with_totals(chosen: dict[str, int], symbols: Mapping[str, str]) -> dict[str, int]:
     """Give `total_sequence_length` and its like the sum that they name: the past plus what is new."""
     past = [size for symbol, size in chosen.items() if symbols[symbol] == "past"]

@@ -77,6 +77,10 @@ class Uses:
             return self.model.tensor(tensor)
         return numpy_helper.to_array(tensor)
 
+    def weights(self) -> Iterator[tuple[Value, tuple[int, ...]]]:
+        """Every constant, with its dimensions."""
+        return ((value, tuple(tensor.dims)) for value, tensor in self._tensors.items())
+
     def is_constant(self, value: Value) -> bool:
         """Whether it is a constant of any size."""
         return value in self._tensors

@@ -11,30 +11,6 @@ import pytest
 ZOO = Path(__file__).parents[1] / "zoo"
 BERT = ZOO / "bert.ts17.sdpa.onnx"
 
-ALWAYS_WRONG = """
-from rewright import PatternPass
-
-class Wrong(PatternPass):
-    \"\"\"Softmax(x) -> Sigmoid(x), wrong on purpose.\"\"\"
-
-    name = "wrong-softmax"
-
-    def pattern(self, op, x):
-        return op.Softmax(x)
-
-    def rewrite(self, op, x):
-        return op.Sigmoid(x)
-"""
-
-
-@pytest.fixture
-def wrong(tmp_path, monkeypatch) -> str:
-    """A plugin module whose pass breaks the model, by the name that --plugin takes."""
-    (tmp_path / "wrong_passes.py").write_text(ALWAYS_WRONG)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "wrong_passes", raising=False)
-    return "wrong_passes:Wrong"
-
 
 def test_it_writes_a_verified_model_and_shows_the_report(process, tmp_path):
     before = BERT.read_bytes()

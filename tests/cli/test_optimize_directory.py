@@ -11,21 +11,6 @@ import pytest
 
 ZOO = Path(__file__).parents[1] / "zoo"
 
-WRONG = """
-from rewright import PatternPass
-
-class Wrong(PatternPass):
-    \"\"\"Softmax(x) -> Sigmoid(x), wrong on purpose.\"\"\"
-
-    name = "wrong-softmax"
-
-    def pattern(self, op, x):
-        return op.Softmax(x)
-
-    def rewrite(self, op, x):
-        return op.Sigmoid(x)
-"""
-
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
@@ -132,11 +117,8 @@ def test_a_directory_without_models_and_a_file_with_file(command_line, exported,
     command_line("optimize", exported / "encoder_model.onnx", *options).assert_one_error()
 
 
-def test_a_pass_that_fails_where_the_policy_is_to_raise(command_line, exported, tmp_path, monkeypatch):
-    (tmp_path / "wrong_passes.py").write_text(WRONG)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "wrong_passes", raising=False)
-    options = ["--plugin", "wrong_passes:Wrong", "-p", "wrong-softmax, gelu"]
+def test_a_pass_that_fails_where_the_policy_is_to_raise(command_line, exported, tmp_path, wrong):
+    options = ["--plugin", wrong, "-p", "wrong-softmax, gelu"]
     outcome = command_line("optimize", exported, "-o", tmp_path / "optimized", *options, "--on-failure", "raise", "--json")
     message = outcome.assert_one_error(status=1)
     assert "decoder_model.onnx: the pass 'wrong-softmax' failed" in message

@@ -79,8 +79,11 @@ FAST_GELU = Table(
         "openai": Row(tanh_gelu(OPENAI), ort=True),
         "sigmoid": Row(tanh_gelu(ARGUMENT[:-28].replace("slope", "twice") + "g = Sigmoid(i) y = Mul(x, g)")),
         "opset-20": Row(tanh_gelu(opset=20)),
+        "cube-half-last": Row(tanh_gelu(CUBE + "m = Mul(x, a) y = Mul(m, half)"), ort=True),
         "other-constants": Row(
-            tanh_gelu(CUBE + "h = Mul(x, half) y = Mul(h, a)", CONSTANTS.replace("044715", "054").replace("797884", "807884")),
+            tanh_gelu(
+                CUBE + "m = Mul(x, a) y = Mul(m, half)", CONSTANTS.replace("0.0447", "0.054").replace("0.7978845", "0.807")
+            ),
             False,
             ort=False,
         ),

@@ -212,7 +212,10 @@ EMBEDDINGS = [
     NUMBERS,
 ]
 TOKENS = "int64[N, S] ids, int64[N, S] type_ids"
-SLICED = "h = Shape(ids) l = Gather(h, first) place_ids = Slice(every, zero, l, first) p = Gather(places, place_ids)"
+SLICED = (
+    "h = Shape(ids) o = Gather(h, length_axis) l = Unsqueeze(o, zero) place_ids = Slice(every, zero, l, first) "
+    "p = Gather(places, place_ids)"
+)
 RANGED = (
     "h = Shape(ids) l = Gather(h, length_axis) o = Range(none, l, step) u = Unsqueeze(o, zero) place_ids = Expand(u, h) "
     "p = Gather(places, place_ids)"
@@ -237,11 +240,11 @@ def without_types(positions, **given):
 EMBED_LAYER_NORM = Table(
     "embed-layer-norm",
     {
-        "bert": Row(embedded()),
+        "bert": Row(embedded(), ort=True),
         "positions-first": Row(embedded(total="a = Add(k, p) s = Add(a, t)")),
-        "distilbert": Row(without_types(RANGED)),
+        "distilbert": Row(without_types(RANGED), ort=True),
         "positions-are-an-input": Row(embedded("p = Gather(places, place_ids)", inputs=f"{TOKENS}, int64[N, S] place_ids"), None),
-        "backwards": Row(embedded(SLICED.replace("every", "backwards")), None),
+        "backwards": Row(embedded(SLICED.replace("every", "backwards")), ort=False),
         "positions-from-one": Row(
             without_types(RANGED.replace("o = Range(none, l, step)", "m = Add(l, step) o = Range(step, m, step)")), None
         ),

@@ -117,8 +117,8 @@ ATTENTIONS = {
         chains=("attention{backend=ort, mask=index}", f"{DRIVER[:-1]}, mask=index}}"),
         mask="additive",
     ),
-    # The fused op stands beside what makes the probabilities.
-    "A12": bert("raises RuntimeError", fates=("right", "undone"), mask="additive", outputs=("probabilities",)),
+    # A fused op beside what makes the probabilities is left out.
+    "A12": bert("raises RuntimeError", fates=("left", "undone"), mask="additive", outputs=("probabilities",)),
     "A13": bert(
         directly=by_attention(heads=1, mask=RAW),
         chains=(

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deferral_table import graph
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 from onnxruntime.transformers.fusion_biasgelu import FusionBiasGelu
 from onnxruntime.transformers.fusion_constant_fold import FusionConstantFold
+from onnxruntime.transformers.fusion_embedlayer import FusionEmbedLayerNormalization
 from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
 from onnxruntime.transformers.fusion_gelu import FusionGelu
 from onnxruntime.transformers.fusion_gemmfastgelu import FusionGemmFastGelu
@@ -20,7 +21,7 @@ from ort_directly import Work, by_class, by_session
 from side_by_side import side_by_side
 from test_activation_tables import CONSTANTS, CUBE, NUMBERS, TORCH
 from test_normalization_tables import NUMBERS as NORM_NUMBERS
-from test_normalization_tables import layer_norm, rms_norm
+from test_normalization_tables import SLICED, embedded, layer_norm, rms_norm
 
 DRIVER = "ort-transformers{model_type=bert, level=none}"
 
@@ -56,6 +57,13 @@ class WrongRewrite:
 
 def norm(body, **given):
     return graph(body, NORM_NUMBERS, **given)
+
+
+def five_tokens(positions):
+    """Embeddings whose shapes are stated: onnx does not infer that of the positions."""
+    model = embedded(positions, inputs="int64[N, 5] ids, int64[N, 5] type_ids", outputs="float[N, 5, 8] y")
+    model.graph.value_info.append(helper.make_tensor_value_info("place_ids", TensorProto.INT64, [1, 5]))
+    return model
 
 
 CUBES = {"inputs": "float[2, 8, 8] x", "outputs": "float[2, 8, 8] y"}
@@ -116,6 +124,15 @@ NORMALIZATIONS = {
         "does not load",
         RMS_CHAINS,
         RMS,
+    ),
+    # Positions that a table gives in another order.
+    "E1": WrongRewrite(
+        five_tokens(SLICED.replace("every", "backwards")),
+        five_tokens(SLICED),
+        by_class(FusionEmbedLayerNormalization),
+        "wrong",
+        ("embed-layer-norm{backend=ort}",),
+        ("com.microsoft::EmbedLayerNormalization",),
     ),
     # By the session optimizers: dimensions that are not kept, and a gamma that widens the result.
     "T8-axes-dropped": WrongRewrite(

@@ -38,7 +38,13 @@ class MultiHeadAttention(AttentionPass):
     emits = ("com.microsoft.MultiHeadAttention",)
     after = ("attention", "rotary-embedding")
     ort = Deferral(
-        classes=("FusionAttention", "FusionBartAttention", "FusionRotaryAttention", "FusionMultiHeadAttentionMMDit"),
+        classes=(
+            "FusionAttention",
+            "FusionBartAttention",
+            "FusionRotaryAttention",
+            "FusionMultiHeadAttentionMMDit",
+            "FusionMultiHeadAttentionDiT",
+        ),
         makes=("com.microsoft::MultiHeadAttention",),
         anchors=("Softmax",),
         weights="read",

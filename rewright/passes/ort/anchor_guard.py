@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -112,6 +112,13 @@ def _state(fusion: Any, node: Any) -> tuple[Any, ...]:
         list(node.output),
         len(node.attribute),
     )
+
+
+def told(name: str, left_out: Mapping[str, str]) -> str:
+    """A sentence on the nodes that the class ``name`` has left out."""
+    first, reason = next(iter(left_out.items()))
+    others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+    return f"{name} raised at {first}{others}, which it therefore left alone: {reason}"
 
 
 def described(error: BaseException) -> str:

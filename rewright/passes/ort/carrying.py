@@ -141,7 +141,7 @@ class _Carrier:
                 "classes": list(self.deferral.classes),
                 "options": self.step.ort_options(),
             }
-            given = _with_shapes(self.session, self.result, model)
+            given = with_shapes(self.session, model)
             found.update(call(self.session, RUN_CLASSES, given, arguments))
             return str(found["path"]) if any(found["fired"].values()) else ""
 
@@ -205,6 +205,9 @@ class _Carrier:
             return f"made {_listed(added)} of {_listed(removed)}"
         if foreign:
             return f"put in {_listed(foreign)}"
+        taken = Counter(removed) - Counter(added)
+        if makes and anchors and not any(op in taken or op in makes for op in anchors):
+            return f"put in {_listed(op for op in added if op in makes)} beside what it stands for"
         return next(filter(None, map(self._kernel_refusal, region.added)), None)
 
     def _kernel_refusal(self, node: NodeProto) -> str | None:
@@ -238,10 +241,10 @@ def optimized(session: PassSession, names: Iterable[str], entries: Iterable[tupl
         "disabled": all_but(names),
         "entries": [list(entry) for entry in entries],
     }
-    return str(call(session, OPTIMIZE, model, arguments))
+    return str(call(session, OPTIMIZE, with_shapes(session, model), arguments))
 
 
-def _with_shapes(session: PassSession, model: Model, given: bytes) -> bytes:
+def with_shapes(session: PassSession, given: bytes) -> bytes:
     """The serialized model with all that is known about its values written beside them."""
     session.ensure_facts()
     proto = ModelProto()

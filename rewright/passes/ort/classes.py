@@ -16,7 +16,7 @@ from rewright.model.carrier import Model, node_lists
 from rewright.model.mixture import mixture
 from rewright.model.regions import GraphIndex, Region, regions
 from rewright.model.weights import WeightFiles
-from rewright.passes.ort.anchor_guard import Guarded, described, guarded, quiet
+from rewright.passes.ort.anchor_guard import Guarded, described, guarded, quiet, told
 from rewright.passes.ort.fusion_classes import ClassOptions, FusionClass, fusion_class
 from rewright.passes.ort.fusion_finish import finished
 from rewright.passes.ort.fusion_model import model_class, transformers_module
@@ -125,6 +125,4 @@ def _note(name: str, seen: Guarded, reply: dict[str, Any]) -> None:
     left_out = seen.left_out.get(name.partition(":")[0])
     if left_out:
         reply["left_out"][name] = left_out
-        first, reason = next(iter(left_out.items()))
-        others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        reply["notes"].append(f"{name} raised at {first}{others}, which it therefore left alone: {reason}")
+        reply["notes"].append(told(name, left_out))

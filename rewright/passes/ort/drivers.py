@@ -19,7 +19,7 @@ from onnx import ModelProto
 from rewright.model.carrier import all_nodes, stubs
 from rewright.model.weights import external_entries, point_to
 from rewright.passes.ort import native
-from rewright.passes.ort.anchor_guard import described, guarded, quiet
+from rewright.passes.ort.anchor_guard import described, guarded, quiet, told
 from rewright.passes.ort.fusion_classes import MASK_FORMATS, ClassOptions
 from rewright.passes.ort.fusion_finish import finished
 from rewright.passes.ort.fusion_model import model_class, transformers_module
@@ -108,21 +108,11 @@ def run(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
         except Exception as error:  # what the drivers raise has no base of its own
             raise RuntimeError(described(error)) from error
     reply["left_out"] = seen.left_out
-    reply["notes"].extend(_sentences(seen.left_out))
+    reply["notes"].extend(told(fusion, anchors) for fusion, anchors in seen.left_out.items())
     reply["fired"] = _more(model, changed)
     if changed != model:
         reply["path"] = str(weights.write(changed))
     return reply
-
-
-def _sentences(left_out: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What is said of the nodes that a class left out."""
-    made = []
-    for name, anchors in left_out.items():
-        first, reason = next(iter(anchors.items()))
-        others = f" and {len(anchors) - 1} more" if len(anchors) > 1 else ""
-        made.append(f"{name} raised at {first}{others}, which it therefore left alone: {reason}")
-    return made
 
 
 def _fusion_options(model_type: str) -> Any:

@@ -21,6 +21,7 @@ from rewright.model.regions import reads
 from rewright.model.weights import is_stub, slice_of
 from rewright.passes.difference import fresh_nodes
 from rewright.passes.ort.ordering import restore_order
+from rewright.passes.ort.renamed import restore_names
 from rewright.passes.ort.shadows import rename_constants, rename_shadows
 from rewright.passes.session import PassSession
 
@@ -82,6 +83,7 @@ def exchanged(source: Model, work: Callable[[bytes, Path], str], *, weights: Wei
         proto.CopyFrom(optimized.proto)
         _reattach_weights(source, optimized, proto)
         _show(proto.graph, hidden)
+        restore_names(source.proto.graph, proto.graph)
         _restore(source.proto, proto)
         rename_shadows(proto)
         rename_constants(source.proto.graph, proto.graph)
@@ -219,6 +221,9 @@ def _restore_graph(source: GraphProto, graph: GraphProto) -> None:
     for name in ("input", "output"):
         graph.ClearField(name)
         getattr(graph, name).extend(getattr(source, name))
+    made = {name for node in graph.node for name in node.output}
+    graph.ClearField("value_info")  # what was told on the way is not the model's own
+    graph.value_info.extend(value for value in source.value_info if value.name in made)
     graph.ClearField("metadata_props")
     graph.metadata_props.extend(source.metadata_props)
     if source.HasField("doc_string"):

@@ -142,7 +142,7 @@ _NORMS: Final = ("SkipLayerNormalization", "LayerNormalization")
 _ATTENTION: Final = (f"{_MS}Attention", f"{_MS}MultiHeadAttention")
 
 # As the drivers do; a Cast to the type that is there already hides most attention.
-_CLEARED_FOR: Final = frozenset((*_ATTENTION, f"{_MS}EmbedLayerNormalization"))
+_CLEARED_FOR: Final = frozenset((*_ATTENTION, f"{_MS}EmbedLayerNormalization", f"{_MS}RotaryEmbedding"))
 _BEFORE_ATTENTION: Final = (
     "FusionUtils:identities",
     "FusionUtils:casts",

@@ -27,7 +27,7 @@ def rename_shadows(proto: ModelProto) -> None:
         for body in inner:
             renamed = {name: _fresh(name, taken) for name in dict.fromkeys(_made(body)) if name in visible}
             if renamed:
-                _rename(body, renamed)
+                rename_in(body, renamed)
             pending.append((body, visible))
 
 
@@ -38,7 +38,7 @@ def rename_constants(source: GraphProto, graph: GraphProto) -> None:
     reused = [tensor.name for tensor in graph.initializer if tensor.name in computed]
     if reused:
         taken = {*_made(source), *(name for inner in _with_bodies(graph) for name in _made(inner))}
-        _rename(graph, {name: _fresh(name, taken) for name in reused})
+        rename_in(graph, {name: _fresh(name, taken) for name in reused})
 
 
 def _with_bodies(graph: GraphProto) -> Iterator[GraphProto]:
@@ -61,8 +61,8 @@ def _fresh(name: str, taken: set[str]) -> str:
     return found
 
 
-def _rename(graph: GraphProto, renamed: Mapping[str, str]) -> None:
-    """In a body and in those below it, which read the name too unless they have it themselves."""
+def rename_in(graph: GraphProto, renamed: Mapping[str, str]) -> None:
+    """Renames values in a graph and in the bodies below it, which read the name too unless they have it themselves; in place."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = renamed.get(value.name, value.name)
     for tensor in graph.initializer:
@@ -72,4 +72,4 @@ def _rename(graph: GraphProto, renamed: Mapping[str, str]) -> None:
         node.output[:] = [renamed.get(name, name) for name in node.output]
         for body in bodies(node):
             own = set(_made(body))
-            _rename(body, {old: new for old, new in renamed.items() if old not in own})
+            rename_in(body, {old: new for old, new in renamed.items() if old not in own})

@@ -12,9 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from rewright.model.carrier import Model
 from rewright.passes.contract import Backend, Pass
-from rewright.passes.ort.carrying import _with_shapes, take
+from rewright.passes.ort.carrying import take, with_shapes
 from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
-from rewright.passes.ort.model_types import ModelType, switches_of
+from rewright.passes.ort.model_types import IMAGE_SWITCHES, ModelType, switches_of
 from rewright.passes.session import PassSession
 
 RUN_DRIVER: Final = "rewright.passes.ort.drivers:run"
@@ -25,16 +25,7 @@ _LEVELS: Final[dict[Level, int | None]] = {"auto": None, "none": 0, "basic": 1, 
 _MOST_ROUNDS: Final = 4
 
 # What these put in, packed projections included, has kernels for CUDA only.
-_OFF_ON_CPU: Final = (
-    "bias_add",
-    "bias_splitgelu",
-    "group_norm",
-    "nhwc_conv",
-    "packed_kv",
-    "packed_qkv",
-    "qordered_matmul",
-    "skip_group_norm",
-)
+_OFF_ON_CPU: Final = (*IMAGE_SWITCHES, "qordered_matmul")
 _NAMES: Final[dict[str, Level]] = {str(number): name for name, number in _LEVELS.items() if number is not None}
 
 
@@ -110,7 +101,7 @@ class OrtTransformers(Pass):
             take(session, result)
 
     def _run(self, session: PassSession, source: Model, notes: dict[str, None], model: bytes, folder: Path) -> str:
-        given = _with_shapes(session, source, model)
+        given = with_shapes(session, model)
         reply = call(session, RUN_DRIVER, given, self._arguments(session, folder))
         notes.update(dict.fromkeys(_sentences(reply)))
         return str(reply["path"])

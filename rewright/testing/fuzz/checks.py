@@ -195,7 +195,7 @@ def _failure(result: RunResult, chain: str) -> Finding | None:
     for record in result.report.passes:
         if record.status == "failed":
             return Finding("crash", chain, record.name, record.reason)
-        if _is_overdone(record):
+        if _is_overdone(record) or record.backend == "ort":  # what ONNX Runtime does wrong, and is undone, is no finding
             continue
         if record.status == "rolled-back" or any(site.status != "kept" for site in record.sites):
             return Finding("wrong", chain, record.name, record.reason or "sites were rolled back")

@@ -23,7 +23,7 @@ from rewright.model.carrier import all_graphs
 from rewright.model.load import load
 from rewright.model.weights import location_of, point_to
 from rewright.passes.ort import classes
-from rewright.passes.ort.carrying import _with_shapes
+from rewright.passes.ort.carrying import with_shapes
 from rewright.passes.ort.fusion_classes import FUSION_CLASSES, ClassOptions, FusionClass
 from rewright.passes.ort.fusion_model import model_class, transformers_module
 from rewright.passes.ort.head_sizes import head_sizes
@@ -189,7 +189,7 @@ def test_dimensions_are_equal_if_their_names_are(other: list[Any], fires: bool, 
 def test_what_is_in_the_way_of_attention_is_cleared_away_for_it_alone(tmp_path: Path) -> None:
     """Casts to the type that is there already hide it; those that it does not take in stay, and so do residual sums."""
     source = load(ZOO / "roberta.ts17.sdpa.onnx")
-    given = _with_shapes(PassSession(OrtSession(), source), source, source.session_bytes())
+    given = with_shapes(PassSession(OrtSession(), source), source.session_bytes())
     arguments = {"root": source.SESSION_FOLDER, "folder": str(tmp_path), "classes": ["FusionAttention"]}
     reply = classes.run(given, arguments)
     assert reply["fired"] == {"FusionAttention": 2}
@@ -282,7 +282,7 @@ for name in ("torch", "sympy", "transformers", "optimum", "onnxscript"):
 from rewright.model.load import load
 from rewright.model.weights import location_of, point_to
 from rewright.passes.ort import classes
-from rewright.passes.ort.carrying import _with_shapes
+from rewright.passes.ort.carrying import with_shapes
 from rewright.passes.ort.fusion_classes import FUSION_CLASSES
 model = load(sys.argv[1])
 reply = classes.run(model.session_bytes(), {"root": "/", "folder": sys.argv[2], "classes": list(FUSION_CLASSES)})
