@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto
 
 from rewright.model.carrier import Model, all_graphs, all_nodes
 from rewright.passes.coverage import Covered
-from rewright.passes.ort.carrying import _with_shapes, take
+from rewright.passes.ort.carrying import take, with_shapes
 from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
 from rewright.passes.precision.keeping import Keeping
 from rewright.passes.selection import Candidate
@@ -47,7 +47,7 @@ def _converted(session: PassSession, source: Model, narrow: set[str]) -> Model |
 
     def work(model: bytes, folder: Path) -> str:
         arguments = {"root": Model.SESSION_FOLDER, "folder": str(folder), "kept": kept}
-        reply = call(session, _CONVERT, _with_shapes(session, source, model), arguments)
+        reply = call(session, _CONVERT, with_shapes(session, model), arguments)
         session.notes.extend(dict.fromkeys(reply["notes"][:_MOST_NOTES]))
         return str(reply["path"])
 
