@@ -1,15 +1,16 @@
 """Contracts of com.microsoft's ops that multiply quantized weights by activations which are quantized at run time.
 
-What ONNX Runtime's CPU kernels do (1.32; tests hold it): activations become uint8 with one scale and one zero point for the whole
-tensor, as DynamicQuantizeLinear says; weights are int8 or uint8, a scale and a zero point for the tensor or for each column; sums
-are of 32 bits; an omitted zero point is 0. On x86 without VNNI, uint8 times int8 is summed up in pairs of 16 bits, which saturate.
+What ONNX Runtime's CPU kernels do (1.32; tests hold it): activations become uint8 with one scale and one zero point for the
+whole tensor, as DynamicQuantizeLinear says; weights are int8 or uint8, a scale and a zero point for the tensor or for each
+column; sums are of 32 bits; an omitted zero point is 0. On x86 without VNNI, uint8 times int8 is summed up in pairs of 16 bits,
+which saturate.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from onnx import FunctionProto, NodeProto, TensorProto, helper
+from onnx import FunctionProto, NodeProto, TensorProto
 
 from rewright.ops.attention import attended
 from rewright.ops.attention_body import AttentionBuilder
@@ -83,8 +84,8 @@ Q_ATTENTION: Final = register(
             "past_present_share_buffer": Attribute(),
         },
         source=(
-            "ONNX Runtime contrib operator QAttention, version 1, and its CPU kernel: Attention on a uint8 input (B, S, D) and int8"
-            " or uint8 weights (D, 3 * N * H), scales and zero points as those of DynamicQuantizeMatMul, a bias that is not"
+            "ONNX Runtime contrib operator QAttention, version 1, and its CPU kernel: Attention on a uint8 input (B, S, D) and"
+            " int8 or uint8 weights (D, 3 * N * H), scales and zero points as those of DynamicQuantizeMatMul, a bias that is not"
             " optional, no attention_bias, no qkv_hidden_sizes. CUDA wants an int8 input, which nothing quantizes at run time"
         ),
         typed_by=2,

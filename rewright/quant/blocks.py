@@ -128,8 +128,8 @@ def half_quadratic(rows: Array, form: BlockFormat) -> Blocks:
         z = mean over the block of q - (W - E) / s, rounded, as kernels read whole zero points
         s = sum over the block of (q - z) (W - E) / sum of (q - z)^2
 
-    E is found in units of the first scale, so that beta means the same for all weights. Symmetric blocks keep their z. A block keeps
-    the best of all steps; the first of them is ``round_to_nearest``.
+    E is found in units of the first scale, so that beta means the same for all weights. Symmetric blocks keep their z. A block
+    keeps the best of all steps; the first of them is ``round_to_nearest``.
 
     Source: Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023, which has the steps for E and z;
     that for s is the same least squares problem.

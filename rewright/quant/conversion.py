@@ -77,7 +77,7 @@ class Conversion:
         zeros = [its_zero] if zero_point is None else [its_zero, zero_point]
         product = op.Cast(op.MatMulInteger(quantized, levels, *zeros), to=FLOAT)
         result: Value = op.Mul(product, op.Mul(its_scale, scale))
-        return result if bias is None else op.Add(result, bias)  # type: ignore[no-any-return]
+        return result if bias is None else op.Add(result, bias)
 
     def activation(self, op: Builder, operand: Value) -> tuple[Value, Value, Value]:
         """Levels, scale and zero point of an activation, found at run time."""
@@ -107,7 +107,7 @@ class Conversion:
         for node in removed:
             self.editor.remove(node)
         for output, result in results:
-            made = producer(result.tensor)
+            made: Any = producer(result.tensor)
             index = next(place for place, tensor in enumerate(made.outputs) if tensor is result.tensor)
             self.editor.take_output(output, made, index)
         unused = [

@@ -93,7 +93,7 @@ def convert_product(work: Conversion, candidate: Candidate) -> None:
     columns = int(made.levels.shape[found.use.channels ^ made.is_turned])  # type: ignore[index, arg-type]
     scale = made.scale
     if found.alpha != 1.0:
-        scale = op.constant(np.asarray(made.scale.value * np.float32(found.alpha), np.float32), "scale")
+        scale = op.constant(np.asarray(np.asarray(made.scale.value) * np.float32(found.alpha), np.float32), "scale")
     operand = Value(node.inputs[0])
     if found.turns_a:
         operand = op.Transpose(operand, perm=[1, 0])

@@ -203,7 +203,7 @@ def make_sized_set(model: Model, chosen: Mapping[str, int], default: Fallback, s
             raise UsageError(f"the model has no dimension '{name}'.", known)
     if not roles:
         return InputSet("fixed", {}, "nothing has to be fed", origin="made")
-    wanted = agreeing_lengths(roles, symbols, {**fallback_sizes(symbols, default), **chosen}, reads_cache=True)
+    wanted = agreeing_lengths(roles, symbols, {**with_sides(roles, fallback_sizes(symbols, default)), **chosen}, reads_cache=True)
     shapes = _shapes(roles, wanted)
     if shapes is None:
         return None
