@@ -23,7 +23,7 @@ def convert(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
             "kept", the first outputs of the nodes that stay in float32; "most_bytes", how much of the weights may be in memory.
 
     Returns:
-        "path" of the model that was written, and "notes", what the converter says.
+        "path" of the model that was written; "halves", the values that are float16 in it; "notes", what the converter says.
 
     Raises:
         TooManyWeights: the converter wants all weights in memory, and they are more than that.
@@ -43,7 +43,12 @@ def convert(model: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
         _join_islands(graph, set(names))
     for node in all_nodes(made):
         node.name = names.get(node.name, node.name)
-    return {"path": str(weights.write(weights.skeleton(made))), "notes": notes}
+    return {"path": str(weights.write(weights.skeleton(made))), "halves": _halves(made), "notes": notes}
+
+
+def _halves(proto: ModelProto) -> list[str]:
+    described = [value for graph in all_graphs(proto) for value in graph.value_info]
+    return [value.name for value in described if value.type.tensor_type.elem_type == TensorProto.FLOAT16]
 
 
 def _join_islands(graph: GraphProto, before: set[str]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from onnx import NodeProto, TensorProto
+from onnx import ModelProto, TensorProto
 
-from rewright.model.carrier import Model, all_graphs, all_nodes
+from rewright.model.carrier import Model, all_nodes
 from rewright.passes.coverage import Covered
 from rewright.passes.ort.carrying import take, with_shapes
 from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
@@ -28,10 +28,10 @@ def hand_over(session: PassSession, keeping: Keeping, nodes: Sequence[Any], want
     """
     source = session.view.to_model()
     narrow = [node for node in nodes if keeping.is_narrow(node)]
-    made = _converted(session, source, {_first(node) for node in narrow}) if narrow else None
+    made, described = _converted(session, source, {_first(node) for node in narrow}) if narrow else (None, set[str]())
     if made is not None and made.fingerprint() != source.fingerprint():
         take(session, made)
-    halves = _made_in_half(made) if made is not None else set()
+    halves = _made_in_half(made, described) if made is not None else set()
     for each in wanted:
         name, op, reason = label(each.node), op_key(each.node), keeping.reasons.get(id(each.node), _LEFT)
         if not keeping.roles[id(each.node)].is_choice and id(each.node) not in keeping.reasons:
@@ -42,33 +42,41 @@ def hand_over(session: PassSession, keeping: Keeping, nodes: Sequence[Any], want
             session.coverage.append(Covered(name, op, "missed", reason=reason))
 
 
-def _converted(session: PassSession, source: Model, narrow: set[str]) -> Model | None:
+def _converted(session: PassSession, source: Model, narrow: set[str]) -> tuple[Model | None, set[str]]:
+    """What the converter makes of the model, and the values that are float16 in it."""
+    halves: set[str] = set()
     kept = [name for node in all_nodes(source.proto) if (name := next(filter(None, node.output), "")) not in narrow]
 
     def work(model: bytes, folder: Path) -> str:
         arguments = {"root": Model.SESSION_FOLDER, "folder": str(folder), "kept": kept}
         reply = call(session, _CONVERT, with_shapes(session, model), arguments)
         session.notes.extend(dict.fromkeys(reply["notes"][:_MOST_NOTES]))
+        halves.update(reply["halves"])
         return str(reply["path"])
 
     try:
-        return exchanged(source, work)
+        made = exchanged(source, work)
     except NotCarriedOut as error:
         session.notes.append(f"onnxruntime.transformers.float16 changed nothing: {error}")
-        return None
+        return None, set()
+    return (None if made is None else _described(made, halves)), halves
+
+
+def _described(made: Model, halves: set[str]) -> Model:
+    """Corrects what the model says of its values, which is what it said before they were converted."""
+    proto = ModelProto()
+    proto.CopyFrom(made.proto)
+    for value in proto.graph.value_info:
+        if value.name in halves:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return made.with_proto(proto)
 
 
 def _first(node: Any) -> str:
     return next((tensor.name for tensor in node.outputs if tensor.name), "")
 
 
-def _made_in_half(model: Model) -> set[str]:
-    """The values that were there before and are made in float16 now; a cast to their old type is told from them by its op."""
-    described = {value.name: value.type.tensor_type.elem_type for graph in all_graphs(model.proto) for value in graph.value_info}
+def _made_in_half(model: Model, halves: set[str]) -> set[str]:
+    """The values that were there before and are computed in float16 now, also those that are cast to their old type behind that."""
     casts = {node.output[0]: node for node in all_nodes(model.proto) if node.op_type == "Cast" and node.output}
-    found = {name for name, kind in described.items() if kind == TensorProto.FLOAT16}
-    return found | {name for name, cast in casts.items() if _reads_half(cast, described)}
-
-
-def _reads_half(cast: NodeProto, described: dict[str, int]) -> bool:
-    return bool(cast.input) and described.get(cast.input[0]) == TensorProto.FLOAT16
+    return halves | {name for name, cast in casts.items() if cast.input and cast.input[0] in halves}
