@@ -128,6 +128,28 @@ def quantized(weight: Array, axis: int | None, levels: Levels) -> Quantized | No
     return Quantized(result, scale, zero_point, error, worst, None if worst is None else float(shares[worst]))
 
 
+def rounding_error(weight: Array, levels: Array, scale: Array, zero_point: Array, axis: int | None) -> float:
+    """Root mean square of what levels stand for, less the weight, relative to that of the weight; read in parts.
+
+    Args:
+        weight, levels: of one shape.
+        scale, zero_point: of shape (channels) along ``axis``, or scalars where that is None.
+    """
+    along = [1] * weight.ndim
+    if axis is not None:
+        along[axis] = -1
+    scales, zeros = (np.asarray(each).astype(np.float64).reshape(along) for each in (scale, zero_point))
+    noise = signal = 0.0
+    rows = max(_ELEMENTS_AT_ONCE // max(int(np.prod(weight.shape[1:])), 1), 1)
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        block = weight[part].astype(np.float64)
+        its_scales, its_zeros = (each[part] if axis == 0 else each for each in (scales, zeros))
+        noise += float(np.square((levels[part].astype(np.float64) - its_zeros) * its_scales - block).sum())
+        signal += float(np.square(block).sum())
+    return _relative(noise, signal)
+
+
 def saturating_columns(levels: Array, axis: int) -> int:
     """How many columns can make a sum of two products with uint8 activations leave 16 bits; worked out from the weights alone.
 

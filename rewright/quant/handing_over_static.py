@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,12 +11,13 @@ from onnx import NodeProto
 
 from rewright.model.carrier import Model
 from rewright.model.elements import make_constant
+from rewright.model.facts import attribute, constant_of, shape_of
 from rewright.model.tensors import spill
 from rewright.passes.coverage import Covered
 from rewright.passes.ort.carrying import take
 from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
 from rewright.passes.session import PassSession, label, op_key
-from rewright.quant.calibration.ranges import Ranges
+from rewright.quant.affine import rounding_error
 from rewright.quant.integer_products import product_of
 from rewright.quant.integer_weights import MissedError
 from rewright.quant.selection import Candidate
@@ -29,8 +30,22 @@ if TYPE_CHECKING:
 
 _FUNCTION: Final = "rewright.quant.deferred_static:quantize_static"
 _LEFT: Final = "ONNX Runtime's quantizer left it, and does not say why"
-_MATRIX: Final = 2
-_OPTIONS: Final = ("activation", "activation_symmetric", "weight", "symmetric", "per_channel", "reduce_range", "quantize_bias")
+_BIAS: Final = 2
+_LINEAR: Final = ("QuantizeLinear", "DequantizeLinear")
+_OPTIONS: Final = (
+    "activation",
+    "activation_symmetric",
+    "weight",
+    "symmetric",
+    "per_channel",
+    "reduce_range",
+    "quantize_bias",
+    "weight_pairs",
+    "dedicated_pairs",
+)
+
+Entry = tuple[str, str]
+"""How records call a node, and its op."""
 
 
 def hand_over(request: QuantizeStatic, session: PassSession) -> None:
@@ -38,75 +53,91 @@ def hand_over(request: QuantizeStatic, session: PassSession) -> None:
     aside = PassSession(session.current, session.model, session.target, isolation=session.isolation, bounds=session.bounds)
     aside.ensure_facts()
     chosen = request.chosen(aside)
-    ranges = request.found_ranges(aside, chosen)
+    work = request.conversion(aside, chosen)
     session.coverage.extend(aside.coverage)
     session.notes.extend(aside.notes)
-    wanted: dict[str, tuple[str, str]] = {}
+    wanted: dict[str, Entry] = {}
     made: dict[Any, Any] = {}
     for candidate in chosen:
         entry = label(candidate.node), op_key(candidate.node)
         try:
-            _prepare(aside, candidate, ranges, made)
+            _prepare(work, candidate, made)
         except MissedError as missed:
             session.coverage.append(Covered(*entry, "missed", reason=missed.reason))
         else:
             wanted[str(candidate.node.outputs[0].name)] = entry
     if not wanted:
         return
+    aside.editor.finish()
     prepared = aside.view.to_model()
-
-    def work(model: bytes, folder: Path) -> str:
-        arguments = {
-            **{name: getattr(request, name) for name in _OPTIONS},
-            "root": Model.SESSION_FOLDER,
-            "folder": str(folder),
-            "outputs": list(wanted),
-            "ops": sorted({op for _, op in wanted.values()}),
-            "ranges": {name: list(ends) for name, ends in ranges.values.items()},
-        }
-        return str(call(session, _FUNCTION, model, arguments))
-
     try:
-        result = exchanged(prepared, work)
+        result = exchanged(prepared, lambda model, folder: _quantized(request, session, work, wanted, model, folder))
     except NotCarriedOut as error:
         session.notes.append(f"onnxruntime.quantization changed nothing: {error}")
         result = None
-    found = {} if result is None else {entry.node: entry for entry in _covered(prepared, result, wanted)}
-    for name, op in wanted.values():
-        session.coverage.append(found.get(name) or Covered(name, op, "missed", reason=_LEFT))
+    found = {} if result is None else dict(_covered(prepared, result, wanted))
+    for output, entry in wanted.items():
+        session.coverage.append(found.get(output) or Covered(*entry, "missed", reason=_LEFT))
     if result is not None and found:
         take(session, result)
         session.notes.append(f"{len(found)} by onnxruntime.quantization")
 
 
-def _prepare(session: PassSession, candidate: Candidate, ranges: Ranges, made: dict[Any, Any]) -> None:
+def _quantized(
+    request: QuantizeStatic, session: PassSession, work: StaticConversion, wanted: dict[str, Entry], model: bytes, folder: Path
+) -> str:
+    arguments = {
+        **{name: getattr(request, name) for name in _OPTIONS},
+        "root": Model.SESSION_FOLDER,
+        "folder": str(folder),
+        "outputs": list(wanted),
+        "ops": sorted({op for _, op in wanted.values()}),
+        "ranges": {name: list(ends) for name, ends in work.ranges.values.items()},
+    }
+    return str(call(session, _FUNCTION, model, arguments))
+
+
+def _prepare(work: StaticConversion, candidate: Candidate, made: dict[Any, Any]) -> None:
     """Makes the weight an initializer: the quantizer knows none behind a Transpose.
 
     Raises:
         MissedError: the quantizer does not do it, or not soundly.
     """
     node, kind = candidate.node, op_key(candidate.node)
-    if candidate.graph is not session.view.graph:
+    if candidate.graph is not work.session.view.graph:
         raise MissedError("it is in a body or a function, whose values calibration does not see")
-    values = [node.inputs[0]]
+    work.require_linear(work.builder(candidate))
     if kind in ("MatMul", "Gemm"):
-        product = product_of(node)
-        if product.use is None:
+        if product_of(node).use is None:
             raise MissedError("the weight has more than two dimensions")
+        _refuse_bias(node)
+        values = [node.inputs[0]]
     elif kind == "Conv":
         filters_of(node)
-        values.append(node.outputs[0])
+        values = [node.inputs[0], node.outputs[0]]
     elif kind in ("Add", "Mul"):
         if any(weight_of(tensor) is not None for tensor in node.inputs):
             raise MissedError("an operand is constant")
         values = [*node.inputs, *node.outputs]
     else:
         raise MissedError(f"ONNX Runtime's static quantizer does not do {node.op}")
-    check = StaticConversion.checking(session, ranges)
     for tensor in values:
-        check.require(tensor)
+        work.require(tensor)
     if kind not in ("Add", "Mul"):
-        _materialize(session, node, weight_of(node.inputs[1]), made)
+        _materialize(work.session, node, weight_of(node.inputs[1]), made)
+
+
+def _refuse_bias(node: Any) -> None:
+    """
+    Raises:
+        MissedError: the quantizer makes another number of it, also where it leaves it in floats.
+    """
+    if len(node.inputs) <= _BIAS or not node.inputs[_BIAS].name or constant_of(node.inputs[_BIAS]) is None:
+        return
+    if attribute(node, "beta", 1.0) != 1.0:
+        raise MissedError("ONNX Runtime's quantizer loses what the bias is multiplied by")
+    if len(shape_of(node.inputs[_BIAS]) or ()) != 1:
+        raise MissedError("ONNX Runtime's quantizer takes each bias for a vector")
 
 
 def _materialize(session: PassSession, node: Any, weight: Weight | None, made: dict[Any, Any]) -> None:
@@ -119,35 +150,57 @@ def _materialize(session: PassSession, node: Any, weight: Weight | None, made: d
     node.inputs[1] = made[weight.key]
 
 
-def _covered(before: Model, after: Model, wanted: dict[str, tuple[str, str]]) -> Iterator[Covered]:
-    """The nodes both of whose first operands come from DequantizeLinear now."""
+def _covered(before: Model, after: Model, wanted: dict[str, Entry]) -> Iterator[tuple[str, Covered]]:
+    """The nodes both of whose first operands come from DequantizeLinear now, by the output that they had."""
     was = {name: node for node in before.proto.graph.node for name in node.output}
-    now = {node.name: node for node in after.proto.graph.node if node.name}
     makers = {name: node for node in after.proto.graph.node for name in node.output}
     old = {tensor.name: tensor for tensor in before.proto.graph.initializer}
     new = {tensor.name: tensor for tensor in after.proto.graph.initializer}
     counted: set[str] = set()
-    for output, (name, op) in wanted.items():
-        node = makers.get(output) or now.get(was[output].name)
-        if node is not None and node.op_type != op:
-            node = now.get(was[output].name)
-        if node is None or not all(_is_restored(makers, item) for item in node.input[:2]):
+    for output, entry in wanted.items():
+        node = _behind_linear(makers, output)
+        if node is None or node.op_type != entry[1] or not all(_is_restored(makers, item) for item in node.input[:2]):
             continue
         weight = was[output].input[1]
-        parts: Sequence[str] = ()
-        if weight in old and weight not in counted:
+        nbytes, error = (0, 0), None
+        if weight in old:
+            floats, parts = before.tensor(old[weight]), [after.tensor(new[item]) for item in _parts(makers, node.input[1])]
+            levels, scale, zero_point = parts
+            axis = next((each.i for each in makers[node.input[1]].attribute if each.name == "axis"), 1)
+            if levels.dtype != floats.dtype:
+                error = rounding_error(floats, levels, scale, zero_point, axis if scale.ndim else None)
+            if weight not in counted:
+                nbytes = floats.nbytes, sum(part.nbytes for part in parts)
             counted.add(weight)
-            parts = [item for item in makers[node.input[1]].input if item in new]
-        yield Covered(
-            name,
-            op,
-            "quantized",
-            weight=weight if weight in old else "",
-            became="QDQ of onnxruntime.quantization",
-            bytes_before=after.files.array(old[weight]).nbytes if parts else 0,
-            bytes_after=sum(after.tensor(new[item]).nbytes for item in parts),
+        yield (
+            output,
+            Covered(
+                *entry,
+                "quantized",
+                weight=weight if weight in old else "",
+                became="QDQ of onnxruntime.quantization",
+                bytes_before=nbytes[0],
+                bytes_after=nbytes[1],
+                error=error,
+            ),
         )
+
+
+def _behind_linear(makers: dict[str, NodeProto], name: str) -> NodeProto | None:
+    """What makes a value, before it went through integers."""
+    node = makers.get(name)
+    while node is not None and node.op_type in _LINEAR:
+        node = makers.get(node.input[0])
+    return node
 
 
 def _is_restored(makers: dict[str, NodeProto], name: str) -> bool:
     return name in makers and makers[name].op_type == "DequantizeLinear"
+
+
+def _parts(makers: dict[str, NodeProto], name: str) -> list[str]:
+    """Levels, scale and zero point of a weight; the floats instead of the levels where it is rounded at run time."""
+    found = list(makers[name].input)
+    if found[0] in makers:
+        found[0] = makers[found[0]].input[0]
+    return found

@@ -61,7 +61,7 @@ class QuantizeStatic(QuantizingPass):
     name = "quantize-static"
     quantizes: ClassVar[tuple[str, ...]] = (*_PRODUCTS, "Conv", _ATTENTION, *_SUMS)
     emits = tuple(f"com.microsoft.{op}" for op in ("QuantizeLinear", "DequantizeLinear", "MatMulIntegerToFloat", "QAttention"))
-    backends = ("standalone", "ort")
+    backends = ("standalone", "ort", "auto")
 
     calibration: str | None = Field(default=None, description="Input sets to calibrate on: an .npz file, or a folder of them.")
     ranges: str | None = Field(default=None, description="A file with ranges, instead of calibration.")
@@ -80,6 +80,10 @@ class QuantizeStatic(QuantizingPass):
     per_channel: bool = Field(default=True, description="A scale for each column of a weight, or one for all.")
     reduce_range: bool = Field(default=False, description="7 bits for weights: for x86 without VNNI, where 8 can saturate.")
     quantize_bias: bool = Field(default=True, description="Biases of Gemm and Conv as int32.")
+    weight_pairs: bool = Field(
+        default=False, description="Weights as floats, rounded by QuantizeLinear when the model is loaded."
+    )
+    dedicated_pairs: bool = Field(default=False, description="QuantizeLinear and DequantizeLinear for each reader of a value.")
 
     @field_validator("calibration")
     @classmethod
@@ -105,11 +109,32 @@ class QuantizeStatic(QuantizingPass):
             raise ValueError(f"{' and '.join(given)} exclude one another: each says where ranges come from")
         if self.use_run_inputs and (self.method != "minmax" or self.moving_average):
             raise ValueError("use_run_inputs gives extremes only: method is minmax then, without moving_average")
+        if self.format == "qoperator" and self.backend != "standalone":
+            raise ValueError("ONNX Runtime's quantizer is asked for format=qdq only: use backend=standalone for qoperator")
         if self.format == "qoperator" and ("8" not in self.activation or "8" not in self.weight):
             raise ValueError("format=qoperator has kernels for 8 bits only: use format=qdq")
         if self.format == "qoperator" and (self.activation, self.weight) == ("int8", "uint8"):
             raise ValueError("no kernel multiplies int8 activations by uint8 weights")
         return self
+
+    def parts(self) -> tuple[Self, ...]:
+        """With the backend "auto" its own conversion, then ONNX Runtime's for what is left."""
+        if self.backend != "auto":
+            return (self,)
+        return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort"})
+
+    @property
+    def edits_view(self) -> bool:  # type: ignore[override]
+        """Not where ONNX Runtime makes another model of it."""
+        return self.backend != "ort"
+
+    def apply(self, session: PassSession) -> None:
+        if self.backend == "ort":
+            from rewright.quant.handing_over_static import hand_over
+
+            hand_over(self, session)
+        else:
+            super().apply(session)
 
     @property
     def calibration_method(self) -> CalibrationMethod:
@@ -136,16 +161,7 @@ class QuantizeStatic(QuantizingPass):
         return list(found)
 
     def quantize(self, session: PassSession, candidates: Sequence[Candidate]) -> None:
-        names = self.values_to_calibrate(session, candidates)
-        work = StaticConversion(
-            session,
-            IntegerWeights(session, Levels(self.weight, self.symmetric, self.reduce_range), self.per_channel),
-            self._ranges(session, names) if names else Ranges({}),
-            Levels(self.activation, self.activation_symmetric),
-            self.quantize_bias,
-        )
-        if work.ranges.values:
-            work.allow_opset()
+        work = self.conversion(session, candidates)
         for candidate in candidates:
             for use in _uses(candidate.node):
                 work.weights.expect(use)
@@ -156,6 +172,24 @@ class QuantizeStatic(QuantizingPass):
                 self._convert(work, candidate)
             except MissedError as missed:
                 work.missed(candidate.node, missed.reason)
+
+    def conversion(self, session: PassSession, candidates: Sequence[Candidate]) -> StaticConversion:
+        """The state of a run: ranges are found, nothing is converted yet.
+
+        Raises:
+            CalibrationError: there is nothing to find ranges on, or the data does not fit the model.
+        """
+        names = self.values_to_calibrate(session, candidates)
+        work = StaticConversion(
+            session,
+            IntegerWeights(session, Levels(self.weight, self.symmetric, self.reduce_range), self.per_channel),
+            self._ranges(session, names) if names else Ranges({}),
+            Levels(self.activation, self.activation_symmetric),
+            self.quantize_bias,
+        )
+        if work.ranges.values:
+            work.allow_opset()
+        return work
 
     def _convert(self, work: StaticConversion, candidate: Candidate) -> None:
         kind, is_qdq = op_key(candidate.node), self.format == "qdq"

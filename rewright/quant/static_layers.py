@@ -39,7 +39,7 @@ def convert_convolution(work: StaticConversion, candidate: Candidate, *, between
         MissedError: it cannot be done.
     """
     node, op = candidate.node, work.builder(candidate)
-    weight, row = _weight(node), _bias(node)
+    weight, row = filters_of(node), _bias(node)
     work.require_linear(op)
     work.require(node.inputs[0])
     output, follower = result_of(work.editor, node)
@@ -100,7 +100,11 @@ def convert_sum(work: StaticConversion, candidate: Candidate) -> None:
     work.say_quantized_activations(node)
 
 
-def _weight(node: Any) -> Weight:
+def filters_of(node: Any) -> Weight:
+    """
+    Raises:
+        MissedError: they are not constant, or not float32.
+    """
     weight = weight_of(node.inputs[1])
     if weight is None:
         raise MissedError("the filters are not constant")

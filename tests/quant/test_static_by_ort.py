@@ -18,7 +18,7 @@ from rewright.run import RunResult
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 PRODUCTS = """ g (float[N, 8] x, bool c) => (float[N, 12] y, float[N, 8] z) {
-    [q] h = MatMul(x, wq)  t = Transpose<perm = [1, 0]>(wt)  [k] k = MatMul(x, t)  s = Add(h, k)
+    [q] h = MatMul(x, wq)  t = Transpose<perm = [1, 0]>(wt)  [k] k = MatMul(x, t)  s = Mul(h, k)
     r = Relu(s)  [g] y = Gemm<transB = 1>(r, wg, b)  [act] a = Gemm<transB = 1>(x, x)
     z = If(c) <then_branch = one () => (float[N, 8] p) { [inner] p = MatMul(a, x) },
                else_branch = other () => (float[N, 8] o) { o = Identity(x) }> }"""
@@ -48,11 +48,15 @@ def kernels(result: RunResult, tmp_path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(tmp_path / "kernels.onnx").graph.node)
 
 
+def session(model: bytes | str) -> Any:
+    return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
 def outcomes(result: RunResult) -> dict[str, tuple[str, str]]:
     return {entry.node: (entry.outcome, entry.reason) for entry in result.report.passes[-1].coverage}
 
 
-@pytest.mark.parametrize("options", ["", ",per_channel=false,weight=uint8", ",method=entropy"])
+@pytest.mark.parametrize("options", ["", ",per_channel=false,weight=uint8", ",method=percentile"])
 def test_products_are_quantized_in_place(options: str, tmp_path: Path) -> None:
     model = model_of(PRODUCTS, wq=(8, 12), wt=(12, 8), wg=(12, 12), b=(12,))
     result = run(model, tmp_path, 8, 8, options=options, c=np.array(True))
@@ -95,6 +99,106 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     once.save(tmp_path / "out.onnx")
     again = run(onnx.load(tmp_path / "out.onnx"), tmp_path, 8, 8, c=np.array(True))
     assert again.report.passes[0].status == "unchanged"
+
+
+def test_what_is_not_chosen_reads_what_it_did(tmp_path: Path) -> None:
+    """The quantizer would give the rounded weight and the rounded operand to everyone who reads them."""
+    text = """ g (float[N, 8] x, bool c) => (float[N, 8] y, float[N, 8] z, float[N, 8] r, float[N, 8] u) {
+        [chosen] y = MatMul(x, w)  [left] z = MatMul(x, w)  [sum] r = Add(x, x)
+        u = If(c) <then_branch = one () => (float[N, 8] p) { [inner] p = MatMul(x, w) },
+                   else_branch = other () => (float[N, 8] o) { o = Identity(x) }> }"""
+    model = model_of(text, w=(8, 8))
+    result = run(model, tmp_path, 8, 8, options=", exclude=[left]", c=np.array(True))
+    assert outcomes(result)["chosen"] == ("quantized", "")
+    assert outcomes(result)["left"] == ("excluded", "excluded by 'left'")
+    assert result.report.parity is not None
+    found = {each.name: (each.max_abs, each.sqnr_db) for each in result.report.parity.outputs}
+    assert found["y"][0] > 0
+    assert [found[name][0] for name in "zru"] == [0, 0, 0]
+
+
+def test_a_weight_that_is_used_as_it_is_and_transposed(tmp_path: Path) -> None:
+    text = """ g (float[N, 8] x) => (float[N, 8] y, float[N, 8] z, float[N, 8] k) {
+        [a] y = Gemm(x, w, b)  [b] z = Gemm<transB = 1>(x, w, b)  k = Add(x, b) }"""
+    model = model_of(text, w=(8, 8), b=(8,))
+    result = run(model, tmp_path, 8, 8)
+    assert (result.report.verdict, set(outcomes(result).values())) == ("passed", {("quantized", "")})
+    assert kernels(result, tmp_path)["QGemm"] == 2
+    assert result.report.parity is not None
+    assert {each.name: each.max_abs for each in result.report.parity.outputs}["k"] == 0
+
+
+@pytest.mark.parametrize(
+    ("attributes", "bias", "reason"),
+    [
+        ("beta = 0.5", (12,), "loses what the bias is multiplied by"),
+        ("transB = 0", (1, 12), "takes each bias for a vector"),
+        ("alpha = 0.5", (12,), ""),
+        ("transB = 0", (12,), ""),
+    ],
+)
+@pytest.mark.parametrize("quantize_bias", [True, False])
+def test_gemm_keeps_what_its_attributes_say(
+    attributes: str, bias: tuple[int, ...], reason: str, quantize_bias: bool, tmp_path: Path
+) -> None:
+    model = model_of(f" g (float[N, 8] x) => (float[N, 12] y) {{ [g] y = Gemm<{attributes}>(x, w, b) }}", w=(8, 12), b=bias)
+    result = run(model, tmp_path, 16, 8, options=f", quantize_bias={str(quantize_bias).lower()}")
+    outcome, said = outcomes(result)["g"]
+    assert result.report.verdict == "passed"
+    assert (outcome, reason in said) == ("missed" if reason else "quantized", True)
+    kernels(result, tmp_path)
+    x = np.random.default_rng(5).standard_normal((64, 8)).astype(np.float32)
+    wanted, got = (session(each).run(None, {"x": x})[0] for each in (model.SerializeToString(), str(tmp_path / "out.onnx")))
+    assert np.abs(wanted - got).max() < 0.05 * np.abs(wanted).max()  # with all of ONNX Runtime's optimizations
+
+
+@pytest.mark.parametrize("options", ["", ",symmetric=false", ",weight=uint8", ",per_channel=false,symmetric=false"])
+def test_convolutions_run_with_all_optimizations(options: str, tmp_path: Path) -> None:
+    text = " g (float[N, 3, 8, 8] x) => (float[N, 4, 4, 4] y) { [c] h = Conv(x, v, b)  r = Relu(h)  [d] y = Conv(r, w) }"
+    model = model_of(text, v=(4, 3, 3, 3), b=(4,), w=(4, 4, 3, 3))
+    result = run(model, tmp_path, 2, 3, 8, 8, options=options)
+    kernels(result, tmp_path)
+    x = np.random.default_rng(5).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    wanted, got = (session(each).run(None, {"x": x})[0] for each in (model.SerializeToString(), str(tmp_path / "out.onnx")))
+    assert np.abs(wanted - got).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_sums_are_quantized_where_they_are_asked_for(tmp_path: Path) -> None:
+    text = " g (float[N, 8] x) => (float[N, 8] y) { h = Tanh(x)  [a] s = Add(x, h)  [m] y = Mul(s, h)  }"
+    result = run(model_of(text), tmp_path, 16, 8, options=", operators=[Add, Mul]")
+    assert outcomes(result) == {"a": ("quantized", ""), "m": ("quantized", "")}
+    found = kernels(result, tmp_path)
+    assert (found["QLinearAdd"], found["QLinearMul"]) == (1, 1)
+
+
+def test_what_the_quantizer_does_not_do_is_told(tmp_path: Path) -> None:
+    text = """ g (float[2, 4, 8] x) => (float[2, 4, 8] y) {
+        [f] h = com.microsoft.FusedMatMul<alpha = 0.5>(x, w)  [b] y = MatMul(h, v) }"""
+    model = model_of(text, w=(8, 8), v=(2, 8, 8))
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    found = outcomes(run(model, tmp_path, 2, 4, 8))
+    assert found["f"] == ("missed", "ONNX Runtime's static quantizer does not do FusedMatMul")
+    assert found["b"] == ("missed", "the weight has more than two dimensions")
+
+
+def test_auto_leaves_to_the_quantizer_what_our_own_conversion_left(tmp_path: Path) -> None:
+    model = model_of(PRODUCTS, wq=(8, 12), wt=(12, 8), wg=(12, 12), b=(12,))
+    run(model, tmp_path, 8, 8, c=np.array(True))
+    result = Chain(f'quantize-static{{backend=auto, calibration="{tmp_path}"}}').run(model, inputs=tmp_path, budget="sqnr=15")
+    assert [(record.backend, record.status) for record in result.report.passes] == [
+        ("standalone", "applied"),
+        ("ort", "unchanged"),
+    ]
+    assert result.report.quantization is not None
+    assert result.report.quantization.coverage["MatMul"].quantized == 2
+
+
+@pytest.mark.parametrize("options", [",activation=uint16", ",weight=int4", ",weight=int16"])
+def test_other_widths(options: str, tmp_path: Path) -> None:
+    model = model_of(" g (float[N, 8] x) => (float[N, 12] y) { y = MatMul(x, w) }", w=(8, 12))
+    result = run(model, tmp_path, 16, 8, options=options)
+    assert (result.report.verdict, outcomes(result)["y"]) == ("passed", ("quantized", ""))
+    kernels(result, tmp_path)
 
 
 def test_the_other_format_is_refused() -> None:
