@@ -77,4 +77,4 @@ def test_o4_computes_the_fused_ops_in_float16():
     ops = Counter(node.op_type for node in result.model.proto.graph.node)
     assert (ops["FastGelu"], ops["Attention"]) == (2, 2)
     kinds = {tensor.data_type for tensor in result.model.proto.graph.initializer if len(tensor.dims) == 2}
-    assert kinds == {TensorProto.FLOAT16}
+    assert kinds - {TensorProto.INT64} == {TensorProto.FLOAT16}  # positions are counted in int64
