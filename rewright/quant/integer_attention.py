@@ -7,17 +7,27 @@ from typing import Any, Final
 
 import numpy as np
 
-from rewright.model.facts import attribute, shape_of
+from rewright.model.facts import shape_of
 from rewright.ops.microsoft import DOMAIN
 from rewright.pattern.builder import Builder
 from rewright.pattern.values import Value
+from rewright.quant.attention_parts import (
+    BIAS,
+    MASK,
+    PAST,
+    SCORE_BIAS,
+    attend,
+    attributes,
+    given,
+    obstacle_to_parts,
+    sizes_of,
+    unknown,
+)
 from rewright.quant.conversion import Conversion
 from rewright.quant.integer_weights import IntegerWeight, MissedError, Use
 from rewright.quant.selection import Candidate
 from rewright.quant.weights import weight_of
 
-_BIAS, _MASK, _PAST, _SCORE_BIAS, _PAST_LENGTH = 2, 3, 4, 5, 6
-_SHARED: Final = ("num_heads", "scale", "unidirectional", "mask_filter_value")
 _DYNAMIC_QUANTIZE_LINEAR_SINCE: Final = 11
 _MATRIX: Final = 2
 
@@ -36,11 +46,8 @@ def projection_of(node: Any) -> Use:
     use = Use.of(node.inputs[1], axis=1)
     if use is None or len(shape_of(node.inputs[1]) or ()) != _MATRIX:
         raise MissedError("the weights are no matrix")
-    for name in ("do_rotary", "past_present_share_buffer"):
-        if attribute(node, name, 0):
-            raise MissedError(f"it has {name}, which nothing runs on the CPU")
-    if _given(node, _PAST_LENGTH) is not None:
-        raise MissedError("it is told the length of its past")
+    if reason := unknown(node):
+        raise MissedError(reason)
     return use
 
 
@@ -54,7 +61,7 @@ def convert_attention(work: Conversion, candidate: Candidate) -> None:
     node, op = candidate.node, work.builder(candidate)
     use = projection_of(node)
     sizes = _sizes(node, use)
-    beyond = "attention_bias" if _given(node, _SCORE_BIAS) is not None else ""
+    beyond = "attention_bias" if given(node, SCORE_BIAS) is not None else ""
     beyond = beyond or ("values of another size than the keys" if len(set(sizes)) > 1 else "")
     beyond = beyond or ("opset 11 or later needed" if op.opset < _DYNAMIC_QUANTIZE_LINEAR_SINCE else "")
     if beyond or work.obstacle("QAttention") is not None:
@@ -62,13 +69,13 @@ def convert_attention(work: Conversion, candidate: Candidate) -> None:
         return
     made = work.weights.get(use)
     quantized, scale, zero_point = work.activation(op, Value(node.inputs[0]))
-    bias = _given(node, _BIAS) or op.constant(np.zeros(sum(sizes), np.float32), "bias")
-    inputs = [quantized, work.weights.operand(use, op), bias, scale, made.scale, _given(node, _MASK), zero_point]
-    inputs += [made.zero_point, _given(node, _PAST)]
+    bias = given(node, BIAS) or op.constant(np.zeros(sum(sizes), np.float32), "bias")
+    inputs = [quantized, work.weights.operand(use, op), bias, scale, made.scale, given(node, MASK), zero_point]
+    inputs += [made.zero_point, given(node, PAST)]
     while inputs[-1] is None:
         inputs.pop()
-    given = tuple(bool(tensor.name) for tensor in node.outputs)
-    op.QAttention(*inputs, domain=DOMAIN, outputs=given if len(given) > 1 else (True,), **_attributes(node))
+    present = tuple(bool(tensor.name) for tensor in node.outputs)
+    op.QAttention(*inputs, domain=DOMAIN, outputs=present if len(present) > 1 else (True,), **attributes(node))
     outputs = [Value(tensor) for tensor in op.nodes[-1].outputs]
     pairs = [(old, new) for old, new in zip(node.outputs, outputs, strict=True) if old.name]
     work.replace_all(candidate, [node], op, pairs)
@@ -79,15 +86,12 @@ def _convert_projections(
     work: Conversion, candidate: Candidate, op: Builder, use: Use, sizes: tuple[int, ...], beyond: str
 ) -> None:
     node = candidate.node
-    if _given(node, _PAST) is not None or any(tensor.name for tensor in node.outputs[1:]):
-        raise MissedError(f"QAttention does not do ({beyond}), and with a past there is no other way")
-    mask = _given(node, _MASK)
-    if mask is not None and mask.rank != _MATRIX:
-        raise MissedError(f"QAttention does not do ({beyond}), and the mask's rank is {mask.rank}, not 2")
+    if reason := obstacle_to_parts(node):
+        raise MissedError(f"QAttention does not do ({beyond}), and {reason}")
     obstacle = work.obstacle("MultiHeadAttention")
     if obstacle is not None:
         raise MissedError(obstacle)
-    if (bias := _given(node, _BIAS)) is not None and not bias.is_constant:
+    if (bias := given(node, BIAS)) is not None and not bias.is_constant:
         raise MissedError("the bias is not constant")
     work.require_multiplication(op)
     made = _projections(work, use, sizes)
@@ -96,11 +100,7 @@ def _convert_projections(
         work.product(op, Value(node.inputs[0]), each.levels, each.scale, work.zero_point(each), bias)
         for each, bias in zip(made, biases, strict=True)
     ]
-    inputs = [*parts, None, mask, _given(node, _SCORE_BIAS)]
-    while inputs[-1] is None:
-        inputs.pop()
-    result = op.MultiHeadAttention(*inputs, domain=DOMAIN, **_attributes(node))
-    work.replace(candidate, [node], op, result, node.outputs[0])
+    work.replace(candidate, [node], op, attend(op, node, parts), node.outputs[0])
     work.covered(node, [(use, each) for each in made], f"uint8 x {work.spelled}, before MultiHeadAttention")
 
 
@@ -118,7 +118,7 @@ def _projections(work: Conversion, use: Use, sizes: tuple[int, ...]) -> list[Int
 
 
 def _biases(node: Any, op: Builder, sizes: tuple[int, ...]) -> list[Value | None]:
-    bias = _given(node, _BIAS)
+    bias = given(node, BIAS)
     held = None if bias is None else bias.value
     if held is None:
         return [None] * len(sizes)
@@ -132,18 +132,8 @@ def _cuts(sizes: tuple[int, ...]) -> list[slice]:
 
 def _sizes(node: Any, use: Use) -> tuple[int, ...]:
     """Columns of queries, keys and values."""
-    given = attribute(node, "qkv_hidden_sizes")
-    if given:
-        return tuple(int(size) for size in given)
     width = (shape_of(node.inputs[1]) or use.values().shape)[-1]
-    if not isinstance(width, int) or width % 3:
+    sizes = sizes_of(node, width) if isinstance(width, int) else None
+    if sizes is None:
         raise MissedError(f"the width of the weights, {width}, is not three times that of the heads")
-    return (width // 3,) * 3
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    return {name: value for name in _SHARED if (value := attribute(node, name)) is not None}
-
-
-def _given(node: Any, index: int) -> Value | None:
-    return Value(node.inputs[index]) if index < len(node.inputs) and node.inputs[index].name else None
+    return sizes

@@ -40,8 +40,10 @@ class QuantizeWeights(QuantizingPass):
        CPU. With ``calibration`` the model is run both ways, and a note says what level 4 costs.
     6. With the backend "ort", ``onnxruntime.quantization`` rounds the weights, "rtn" or "hqq" (which needs torch), one at a time;
        all else is as without.
-    7. Missed, with the reason: products of activations, constants on the left, batches of matrices, other types than float32 and
-       float16, weights of less than ``min_elements``, those that would not shrink, and the projections inside of an Attention.
+    7. The packed projections of com.microsoft.Attention become one product, and MultiHeadAttention attends: not with a past,
+       since the other op has no place for one that is packed.
+    8. Missed, with the reason: products of activations, constants on the left, batches of matrices, other types than float32 and
+       float16, weights of less than ``min_elements``, those that would not shrink.
 
     Source: ONNX Runtime contrib operators MatMulNBits and GatherBlockQuantized, version 1; ONNX DequantizeLinear-21; for the
     algorithms see rewright.quant.blocks.
@@ -127,7 +129,7 @@ class QuantizeWeights(QuantizingPass):
             is_gather = candidate.node.op == "Gather"
             if is_gather and not self.gather:
                 continue
-            found = find_site(candidate, any_gemm=self.form == "qdq")
+            found = find_site(candidate, any_form=self.form == "qdq")
             if isinstance(found, WeightSite):
                 elements = found.shape[0] * found.shape[1]
                 if elements < self.min_elements:

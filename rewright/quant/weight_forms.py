@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,9 +15,12 @@ from rewright.ops.microsoft import DOMAIN
 from rewright.passes.session import PassSession
 from rewright.pattern.builder import Builder
 from rewright.pattern.values import Value
+from rewright.quant.attention_parts import BIAS, attend, given, sizes_of
 from rewright.quant.blocks import Array, packed
 from rewright.quant.matrices import QuantizedMatrix, dtype_of_codes
 from rewright.quant.weight_sites import WeightSite, gemm_bias
+
+_SPLIT_READS_SIZES_SINCE: Final = 13
 
 
 @dataclass
@@ -62,34 +65,53 @@ class StoredMatrix:
 
 
 def operator_form(site: WeightSite, stored: StoredMatrix, accuracy_level: int, opset: int) -> list[Any]:
-    """MatMulNBits, with what adds the bias, or GatherBlockQuantized; the last node makes the result."""
+    """MatMulNBits, with what adds the bias or attends, or GatherBlockQuantized; the last node makes the result."""
     op = Builder(stored.session.names, scope_of(site.node), opset)
     if site.node.op == "Gather":
         _gather(op, site, stored)
+    elif site.node.op == "Attention":
+        _attention(op, site, stored, accuracy_level)
     else:
         _matmul(op, site, stored, accuracy_level)
     return op.nodes
 
 
 def _matmul(op: Builder, site: WeightSite, stored: StoredMatrix, accuracy_level: int) -> None:
-    form, (count, width) = stored.matrix.form, site.shape
     bias = _bias(op, site, stored)
-    is_vector = bias is not None and bias.is_constant and bias.shape == (count,)
-    result = op.MatMulNBits(
+    is_vector = bias is not None and bias.is_constant and bias.shape == (site.shape[0],)
+    result = _product(op, site, stored, accuracy_level, bias if is_vector else None, site.node.name)
+    if bias is not None and not is_vector:
+        op.Add(result, bias)
+
+
+def _product(
+    op: Builder, site: WeightSite, stored: StoredMatrix, accuracy_level: int, bias: Value | None, name: str | None
+) -> Value:
+    form, (count, width) = stored.matrix.form, site.shape
+    return op.MatMulNBits(  # type: ignore[no-any-return]
         Value(site.node.inputs[0]),
         stored.constant("blocks", stored.matrix.blobs),
         stored.scales,
-        *_trailing(stored.zero_points, None, bias if is_vector else None),
+        *_trailing(stored.zero_points, None, bias),
         domain=DOMAIN,
-        name=site.node.name or None,
+        name=name or None,
         K=width,
         N=count,
         bits=form.bits,
         block_size=form.block_size,
         accuracy_level=accuracy_level,
     )
-    if bias is not None and not is_vector:
-        op.Add(result, bias)
+
+
+def _attention(op: Builder, site: WeightSite, stored: StoredMatrix, accuracy_level: int) -> None:
+    node, count = site.node, site.shape[0]
+    sizes = np.asarray(sizes_of(node, count), np.int64)
+    packed_parts = _product(op, site, stored, accuracy_level, None, None)
+    if op.opset < _SPLIT_READS_SIZES_SINCE:
+        parts = op.Split(packed_parts, axis=-1, split=sizes.tolist(), outputs=len(sizes))
+    else:
+        parts = op.Split(packed_parts, op.constant(sizes, f"{stored.name}_sizes"), axis=-1, outputs=len(sizes))
+    attend(op, node, list(parts), given(node, BIAS))
 
 
 def _bias(op: Builder, site: WeightSite, stored: StoredMatrix) -> Value | None:
@@ -161,5 +183,8 @@ def qdq_form(site: WeightSite, stored: StoredMatrix, opset: int) -> list[Any]:
     )
     operands: list[Value | None] = [Value(tensor) if tensor.name else None for tensor in site.node.inputs]
     operands[site.operand] = weight
-    getattr(op, site.node.op)(*operands, name=site.node.name or None, **site.node.attrs)
+    kept: dict[str, Any] = {"domain": site.node.domain} if site.node.domain else {}
+    if len(site.node.outputs) > 1:
+        kept["outputs"] = tuple(bool(tensor.name) for tensor in site.node.outputs)
+    getattr(op, site.node.op)(*operands, name=site.node.name or None, **kept, **site.node.attrs)
     return op.nodes

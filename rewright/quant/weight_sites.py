@@ -11,15 +11,14 @@ from rewright.model.elements import Constant
 from rewright.model.facts import attribute, constant_of, dtype_of, is_constant, shape_of
 from rewright.passes.coverage import Covered
 from rewright.passes.session import label, op_key
+from rewright.quant.attention_parts import obstacle_to_parts, sizes_of, unknown
 from rewright.quant.blocks import Array
 from rewright.quant.selection import Candidate
 from rewright.quant.weights import Weight, weight_of
 
 _FLOATS: Final = ("float16", "float32")
 _SWAPS: Final = ([1, 0], None)
-_ATTENTION: Final = (
-    "no kernel reads its projections in blocks: run quantize-weights before attention, or fuse with multi-head-attention instead"
-)
+_ATTENTION: Final = "no kernel reads its projections in blocks, and {}: run quantize-weights before attention"
 _LEFT: Final = "the constant is its left operand, and blocks run along the rows of the right one"
 
 
@@ -81,19 +80,19 @@ def missed(node: Any, reason: str) -> Covered:
     return Covered(label(node), op_key(node), "missed", reason=reason)
 
 
-def find_site(candidate: Candidate, *, any_gemm: bool) -> WeightSite | str | None:
+def find_site(candidate: Candidate, *, any_form: bool) -> WeightSite | str | None:
     """What the node reads; or why there is nothing for it; or None where it is none of the kind: a Gather of other than rows of a
     matrix of floats.
 
     Args:
         candidate: a MatMul, Gemm, Gather, or com.microsoft.Attention.
-        any_gemm: whether a Gemm may transpose its input and scale.
+        any_form: whether the node stays as it is, so that a Gemm may transpose its input and scale, and Attention have a past.
     """
     node = candidate.node
     if node.op == "Gather":
         return _gathered(candidate)
     if node.op == "Attention":
-        return _ATTENTION if weight_of(node.inputs[1]) is not None else None
+        return _projections(candidate, any_form=any_form)
     weight = weight_of(node.inputs[1])
     if weight is None:
         return _LEFT if weight_of(node.inputs[0]) is not None else "no operand is a constant: it multiplies activations"
@@ -106,7 +105,7 @@ def find_site(candidate: Candidate, *, any_gemm: bool) -> WeightSite | str | Non
     if not all(shape):
         return "the weight is empty"
     if node.op == "Gemm":
-        reason = None if any_gemm else _gemm_reason(node)
+        reason = None if any_form else _gemm_reason(node)
         is_rows = bool(attribute(node, "transB", 0))
     else:
         reason, is_rows = _matmul_reason(node, shape), False
@@ -114,6 +113,26 @@ def find_site(candidate: Candidate, *, any_gemm: bool) -> WeightSite | str | Non
         return reason
     rows, columns = shape[-2:]
     return WeightSite(candidate, weight, 1, is_rows, (rows, columns) if is_rows else (columns, rows), dtype)
+
+
+def _projections(candidate: Candidate, *, any_form: bool) -> WeightSite | str | None:
+    """The packed weights of com.microsoft.Attention (D, N*H + N*H + N*Hv), which become a product before MultiHeadAttention."""
+    node = candidate.node
+    weight = weight_of(node.inputs[1])
+    found = _shape_of(weight) if weight is not None else None
+    if weight is None or found is None:
+        return None
+    shape, dtype = found
+    if dtype.name not in _FLOATS:
+        return f"the weight is {dtype.name}"
+    if len(shape) != 2 or not all(shape):
+        return "the weights are no matrix"
+    obstacle = "" if any_form else unknown(node) or obstacle_to_parts(node)
+    if not obstacle and sizes_of(node, shape[1]) is None:
+        obstacle = f"their width, {shape[1]}, is not three times that of the heads"
+    if obstacle:
+        return _ATTENTION.format(obstacle)
+    return WeightSite(candidate, weight, 1, False, (shape[1], shape[0]), dtype)
 
 
 def _gathered(candidate: Candidate) -> WeightSite | str | None:

@@ -133,11 +133,12 @@ class WeightWriter:
         if refusal is not None:
             session.editor.discard(made)
             return refusal
-        output = node.outputs[0]
+        outputs = [(index, output) for index, output in enumerate(node.outputs) if output.name]
         self._hold(site, stored)
         session.editor.insert(made, node)
         removed = session.editor.remove_with_dead_producers([node])
-        session.editor.take_output(output, made[-1])
+        for index, output in outputs:
+            session.editor.take_output(output, made[-1], index)
         session.record(site.candidate.graph, removed, made)
         return None
 
