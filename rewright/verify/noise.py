@@ -55,11 +55,13 @@ class NoiseFloor:
     Args:
         model: the original.
         run: loads a model once and runs it on the given feeds.
+        coarse: a type of fewer digits that a pass has brought in; what is moved then moves by a unit of that.
     """
 
-    def __init__(self, model: Model, run: Runner) -> None:
+    def __init__(self, model: Model, run: Runner, coarse: np.dtype | None = None) -> None:
         self._model = model
         self._run = run
+        self._unit = _UNIT[int(helper.np_dtype_to_tensor_dtype(coarse))] if coarse is not None else 0.0
         self._perturbed: Model | None = None
         # The feed is kept beside its measurement, so that no other one can come to have its id.
         self._measured: dict[int, tuple[Feed, dict[str, np.ndarray]]] = {}
@@ -79,8 +81,8 @@ class NoiseFloor:
             return {}
         try:
             if self._perturbed is None:
-                self._perturbed = perturb_lookups(self._model)
-            feeds = perturbed_feeds(self._model, feed)
+                self._perturbed = perturb_lookups(self._model, self._unit)
+            feeds = perturbed_feeds(self._model, feed, self._unit)
             if _reads_phase(self._perturbed):
                 feeds = [{**each, PHASE: np.asarray(sample, np.float32)} for sample, each in enumerate(feeds)]
             results = self._run(self._perturbed, feeds).results
@@ -98,24 +100,27 @@ class NoiseFloor:
         return moved
 
 
-def perturbed_feeds(model: Model, feed: Feed) -> list[dict[str, np.ndarray]]:
-    """Some copies of the feed in which every element of a floating-point input is its upper or its lower neighbour."""
+def perturbed_feeds(model: Model, feed: Feed, unit: float = 0.0) -> list[dict[str, np.ndarray]]:
+    """Some copies of the feed in which every element of a floating-point input is its upper or its lower neighbour.
+
+    ``unit``: the least that it moves by, relative.
+    """
     roles = [role for role in infer_roles(model) if role.kind in _NUMBERS and role.name in feed]
     feeds = []
     for sample in range(SAMPLES):
         arrays = dict(feed)
         for role in roles:
             rng = np.random.default_rng([crc32(role.name.encode()), sample])
-            arrays[role.name] = _neighbours(arrays[role.name], rng)
+            arrays[role.name] = _neighbours(arrays[role.name], rng, unit)
         feeds.append(arrays)
     return feeds
 
 
-def perturb_lookups(model: Model) -> Model:
+def perturb_lookups(model: Model, unit: float = 0.0) -> Model:
     """A copy in which each row that a Gather looks up in a weight is multiplied by 1 plus or minus a unit in the last place.
 
     The signs follow from the values and from a further input, the float32 scalar PHASE, which the copy has if there is
-    such a Gather. (ONNX Runtime has no kernels for the random ops of opset 22.)
+    such a Gather. (ONNX Runtime has no kernels for the random ops of opset 22.) ``unit`` is the least that counts as a unit.
     """
     proto = ModelProto()
     proto.CopyFrom(model.proto)
@@ -125,7 +130,7 @@ def perturb_lookups(model: Model) -> Model:
         for tensor in graph.initializer
         if tensor.data_type in _UNIT and len(tensor.dims) >= 2
     }
-    if sum(_perturb_graph(graph, weights) for graph in all_graphs(proto)):
+    if sum(_perturb_graph(graph, weights, unit) for graph in all_graphs(proto)):
         proto.graph.input.append(helper.make_tensor_value_info(PHASE, TensorProto.FLOAT, []))
     return model.with_proto(proto)
 
@@ -134,7 +139,7 @@ def _reads_phase(model: Model) -> bool:
     return any(value.name == PHASE for value in model.proto.graph.input)
 
 
-def _perturb_graph(graph: GraphProto, weights: Mapping[str, int]) -> bool:
+def _perturb_graph(graph: GraphProto, weights: Mapping[str, int], unit: float) -> bool:
     """Whether there was something to perturb."""
     fixed = {tensor.name for tensor in graph.initializer}
     fixed.update(name for node in graph.node if node.op_type == "Constant" for name in node.output)
@@ -142,7 +147,7 @@ def _perturb_graph(graph: GraphProto, weights: Mapping[str, int]) -> bool:
     for node in graph.node:
         looks_up = node.op_type == "Gather" and node.domain in ("", "ai.onnx") and node.input[0] in weights
         if looks_up and node.input[1] not in fixed:
-            nodes.extend(_perturbed_lookup(node, weights[node.input[0]]))
+            nodes.extend(_perturbed_lookup(node, weights[node.input[0]], unit))
         else:
             nodes.append(node)
     if len(nodes) == len(graph.node):
@@ -153,7 +158,7 @@ def _perturb_graph(graph: GraphProto, weights: Mapping[str, int]) -> bool:
     return True
 
 
-def _perturbed_lookup(gather: NodeProto, dtype: int) -> list[NodeProto]:
+def _perturbed_lookup(gather: NodeProto, dtype: int, unit: float) -> list[NodeProto]:
     """The Gather and what perturbs its output; in float64 where that is its type, else in float32."""
     output = gather.output[0]
     name = f"{output}/last-place"
@@ -174,7 +179,7 @@ def _perturbed_lookup(gather: NodeProto, dtype: int) -> list[NodeProto]:
         helper.make_node("Cast", [inner["row"]], [inner["wide"]], to=int(width)),
         helper.make_node("Cast", [PHASE], [inner["phase"]], to=int(width)),
         constant("frequency", _FREQUENCY),
-        constant("unit", _UNIT[dtype]),
+        constant("unit", max(unit, _UNIT[dtype])),
         node("Mul", "turned", "wide", "frequency"),
         node("Add", "angle", "turned", "phase"),
         node("Sin", "sine", "angle"),
@@ -186,7 +191,10 @@ def _perturbed_lookup(gather: NodeProto, dtype: int) -> list[NodeProto]:
     ]
 
 
-def _neighbours(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _neighbours(array: np.ndarray, rng: np.random.Generator, unit: float) -> np.ndarray:
+    if array.dtype.kind == "f" and unit:
+        factor = 1.0 + max(unit, float(np.finfo(array.dtype).eps)) * rng.choice([-1.0, 1.0], array.shape)
+        return np.asarray(array * factor).astype(array.dtype)
     if array.dtype.kind == "f":
         upwards = rng.random(array.shape) < 0.5
         return np.asarray(np.nextafter(array, np.where(upwards, np.inf, -np.inf).astype(array.dtype)))

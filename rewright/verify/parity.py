@@ -105,7 +105,7 @@ class ParityGate:
             self._wanted, self._fallbacks = list(input_sets), ()
         self.takes_other_types = False
         self._runner = Runner(worker, self.runnable)
-        self._noise = NoiseFloor(reference, lambda model, feeds: worker.run(self._runner.lowered(model), feeds))
+        self._noise: dict[np.dtype | None, NoiseFloor] = {}
         self._last: tuple[Model, list[Outputs]] | None = None
         self._checked: list[Outputs] = []
         self._baseline: list[Outputs] = []
@@ -242,7 +242,7 @@ class ParityGate:
             and (exactness != "exact" or coarse.itemsize == 2)
         ):
             rounding = tolerance_for(coarse, least_exact([exactness, "reassociating"]))
-            loose = compare(name, reference, got[name], rounding, noise=self._noise_of(name, input_set))
+            loose = compare(name, reference, got[name], rounding, noise=self._noise_of(name, input_set, coarse))
             if loose.equal:
                 judged, loose.message = loose, f"differs by rounding to {coarse.name}: {judged.message}"
         if not judged.equal and exactness != "exact" and reference.shape == got[name].shape:
@@ -264,10 +264,18 @@ class ParityGate:
     def _coarse(self) -> dict[str, np.dtype]:
         return coarsest_types(self.reference) if self.tolerance is None else {}
 
-    def _noise_of(self, name: str, input_set: InputSet) -> Noise:
+    def _noise_of(self, name: str, input_set: InputSet, coarse: np.dtype | None = None) -> Noise:
         original = self._original
         outputs = original.outputs[next(place for place, known in enumerate(original.sets) if known is input_set)]
-        return lambda: self._noise.of(input_set.arrays, outputs).get(name)
+        return lambda: self._floor(coarse).of(input_set.arrays, outputs).get(name)
+
+    def _floor(self, coarse: np.dtype | None) -> NoiseFloor:
+        """The noise of the original: in its own types, or in one that a pass has brought in."""
+        if coarse not in self._noise:
+            self._noise[coarse] = NoiseFloor(
+                self.reference, lambda model, feeds: self.worker.run(self._runner.lowered(model), feeds), coarse
+            )
+        return self._noise[coarse]
 
 
 def _selected(noise: Noise, select: Callable[[np.ndarray], np.ndarray]) -> Noise:

@@ -5,7 +5,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from rewright.api import Chain
+from rewright.verify.budget import QuantizationBudget
 from rewright.verify.coarseness import coarsest_types
+from rewright.verify.inputs import InputSet
 from rewright.verify.parity import ParityGate
 
 SQUARE_ROOT_OF_A_CONSTANT = """g (float16[batch, 12] x) => (float16[batch, 12] y) {
@@ -85,3 +87,31 @@ def test_functions_count(parse):
     model.functions.append(helper.make_function("local", "Rounded", ["a"], ["c"], nodes, [helper.make_opsetid("", 17)]))
     model.graph.node[0].domain, model.graph.node[0].op_type = "local", "Rounded"
     assert coarsest_types(parse("g (float[N] x) => (float[N] y) { y = Neg(x) }").with_proto(model))["y"].name == "bfloat16"
+
+
+NORMALISED = """g (float[batch, 4] x) => (float[batch, 4] y) <float[4] scale = {1,1,2,2}, float[4] shift = {0,1,0,1},
+    float[4, 4] w = {1,2,-1,0,0,1,2,-1,1,-1,0,2,2,0,1,1}> {
+    a = MatMul(x, w) n = LayerNormalization(a, scale, shift) y = MatMul(n, w)
+}"""
+IN_HALF = """g (float[batch, 4] x) => (float[batch, 4] y) <float16[4] scale = {15360,15360,16384,16384}, float16[4] shift =
+    {0,15360,0,15360}, float16[4, 4] w = {15360,16384,48128,0,0,15360,16384,48128,15360,48128,0,16384,16384,0,15360,15360}> {
+    h = Cast<to = 10>(x) a = MatMul(h, w) n = LayerNormalization(a, scale, shift) z = MatMul(n, w) y = Cast<to = 1>(z)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("step", "status"),
+    [
+        ("i = Identity(n) z = MatMul(i, w)", "passed"),
+        ("c = Constant<value_float = 1.02>() d = Cast<to = 10>(c) s = MatMul(n, w) z = Mul(s, d)", "failed"),
+    ],
+)
+def test_after_float16_a_pass_may_move_outputs_by_what_rounding_to_it_moves(parse, worker, step, status):
+    """Where rows cancel, rounding moves small elements by more than a tolerance of float16 allows; that is measured."""
+    rng = np.random.default_rng(0)
+    rows = InputSet("rows", {"x": (4 * rng.standard_normal((256, 4))).astype(np.float32)})
+    gate = ParityGate(parse(NORMALISED), [rows], worker, budget=QuantizationBudget.parse("sqnr=40"))
+    assert gate.check(parse(IN_HALF), "quantizing").status == "passed"
+    gate.keep("quantizing")
+    evidence = gate.check(parse(IN_HALF.replace("z = MatMul(n, w)", step)), "reassociating")
+    assert evidence.status == status, evidence.reason

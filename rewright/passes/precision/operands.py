@@ -7,6 +7,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -16,10 +17,11 @@ from rewright.model.elements import normal_domain
 from rewright.model.facts import attribute, dtype_of
 from rewright.model.order import node_has_bodies
 from rewright.ops.contract import CONTRACTS
-from rewright.ops.installed import registered_dtypes
+from rewright.ops.standard_kernels import runs_in_bfloat16
 from rewright.ops.targets import unsupported
 
 SINGLE: Final = np.dtype(np.float32)
+_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 _FORMAL = onnx.defs.OpSchema.FormalParameterOption
 
 
@@ -90,8 +92,8 @@ def roles_of(node: Any, opset: int, narrow: np.dtype[Any], target: str) -> Roles
         return _staying(wide, f"nothing is known of {domain}.{node.op}")
     if node.op in STAYING or node_has_bodies(node):
         return wide
-    if narrow != np.dtype(np.float16) and target == "cpu" and node.op != "Cast" and not _runs_on_cpu(node.op, opset, narrow.name):
-        return _staying(wide, f"the target 'cpu' has no kernel for ai.onnx.{node.op} on {narrow.name}")
+    if narrow == _BFLOAT16 and not runs_in_bfloat16(node.op, opset, target):
+        return _staying(wide, f"the target '{target}' has no kernel for ai.onnx.{node.op} on bfloat16")
     return _by_schema(node, opset, narrow, inputs, outputs, wide)
 
 
@@ -157,11 +159,6 @@ def _schema(op: str, opset: int) -> _Signature | None:
 
     types = {item.type_param_str: frozenset(map(str, item.allowed_type_strs)) for item in schema.type_constraints}
     return _Signature(tuple(map(formal, schema.inputs)), tuple(map(formal, schema.outputs)), types)
-
-
-@lru_cache(maxsize=1024)
-def _runs_on_cpu(op: str, opset: int, name: str) -> bool:
-    return name in registered_dtypes("", op, "cpu", opset=opset)
 
 
 def ops_holding(name: str) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class ReducedPrecision(QuantizingPass):
 
     Class facts:
         dtype: the type.
+        least: what outputs have to keep where nobody says, as ``--budget`` reads it.
         cpu_note: what is said of a result for the target cpu.
     """
 
@@ -35,12 +36,18 @@ class ReducedPrecision(QuantizingPass):
     edits_view = True
     retypes = True
     dtype: ClassVar[np.dtype[Any]]
+    least: ClassVar[str] = ""
     cpu_note: ClassVar[str] = ""
 
     keep_io: bool = Field(default=True, description="Keep the model's inputs and outputs float32.")
     margin: float = Field(default=8.0, ge=1.0, description="How many times what was measured on inputs has to fit.")
     min_normal: bool = Field(default=True, description="Keep float32 where numbers fall below the smallest normal one.")
     clip_weights: bool = Field(default=False, description="Cut off weights that are too large, instead of keeping them.")
+
+    @property
+    def usual_budget(self) -> str:
+        """What the type can keep; rounding to it is a small part of what 8 bits may lose."""
+        return self.least
 
     @property
     def alters_interface(self) -> bool:
