@@ -189,3 +189,22 @@ def test_exports_equal_themselves(zoo, worker, name):
     assert "held" in {evidence.status for evidence in found}
     if name in ("gpt2.ts17.eager", "llama.dyn18.sdpa"):
         assert [evidence.status for evidence in found if evidence.name == "causality"] == ["held"]
+
+
+EACH_POSITION = """g (float[batch, seq, 4] x) => (float[batch, seq, 4] y) <float[4, 4] w = {1,2,0,0, 0,1,0,3, 1,0,1,0, 0,0,2,1}> {
+    y = MatMul(x, w)
+}"""
+ONE_SCALE = EACH_POSITION.replace(
+    "y = MatMul(x, w)",
+    "levels, scale, zero = DynamicQuantizeLinear(x) rounded = DequantizeLinear(levels, scale, zero) y = MatMul(rounded, w)",
+)
+WITH_THE_MEAN = EACH_POSITION.replace("y = MatMul(x, w)", "z = MatMul(x, w) mean = ReduceMean<axes = [1]>(z) y = Add(z, mean)")
+
+
+def test_what_one_scale_for_all_positions_rounds_is_no_leak(probe):
+    sets = [InputSet("small before large", {"x": np.full((1, 6, 4), 0.004, np.float32)}, "")]
+    rounding = probe(EACH_POSITION, ONE_SCALE, sets, exactness="quantizing")["causality x"]
+    assert rounding.status == "held"
+    assert rounding.figures["candidate"] > 1e-4
+    assert probe(EACH_POSITION, ONE_SCALE, sets)["causality x"].status == "broken"
+    assert probe(EACH_POSITION, WITH_THE_MEAN, sets, exactness="quantizing")["causality x"].status == "broken"
