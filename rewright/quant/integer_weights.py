@@ -65,6 +65,11 @@ class Use:
             return cls(weight, id(weight.source), is_turned, axis ^ is_turned)
         return cls(weight, weight.key, transposed, axis ^ transposed)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether an initializer holds the stored matrix as it is."""
+        return (not self.weight.steps or isinstance(self.base, int)) and hasattr(self.weight.source, "values")
+
     def values(self) -> Array:
         """The stored matrix, floats."""
         if isinstance(self.base, int):
@@ -112,16 +117,19 @@ class IntegerWeights:
     """What has been quantized, by stored matrix and axis.
 
     Attributes:
+        keeps_floats: whether the model holds the floats, and ``levels`` of what is made are those.
         at_risk: for each int8 weight that is multiplied, its name, and how many of how many columns may saturate 16 bits.
     """
 
     session: PassSession
     levels: Levels
     per_channel: bool
+    keeps_floats: bool = False
     at_risk: list[tuple[str, int, int]] = field(default_factory=list)
     _made: dict[Hashable, IntegerWeight] = field(default_factory=dict)
     _layouts: dict[Hashable, set[bool]] = field(default_factory=dict)
     _homes: dict[int, Any] = field(default_factory=dict)
+    _stored: list[tuple[Any, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for graph in self.session.view.graphs():
@@ -171,24 +179,31 @@ class IntegerWeights:
 
     def _make(self, use: Use, *, is_turned: bool, multiplied: bool) -> IntegerWeight:
         found = self.quantized(use, multiplied=multiplied)
-        levels = np.ascontiguousarray(found.levels.T) if is_turned else found.levels
-        made = self.stored(use.weight, found, levels, found.scale.shape, _FLOAT_BYTES * levels.size)
+        levels: Array | Value = found.levels
+        if self.keeps_floats:
+            levels = Value(use.weight.source) if use.is_stored else use.values()
+        if is_turned:
+            levels = np.ascontiguousarray((use.values() if self.keeps_floats else found.levels).T)
+        made = self.stored(use.weight, found, levels, found.scale.shape, _FLOAT_BYTES * found.levels.size)
         made.is_turned = is_turned
         return made
 
-    def stored(self, weight: Weight, found: Quantized, levels: Array, shape: tuple[int, ...], nbytes: int) -> IntegerWeight:
+    def stored(
+        self, weight: Weight, found: Quantized, levels: Array | Value, shape: tuple[int, ...], nbytes: int
+    ) -> IntegerWeight:
         """Constants for a quantized weight of ``nbytes``.
 
         Args:
             weight: what was quantized.
             found: as what.
-            levels: its levels, in the shape that the op wants.
+            levels: its levels, in the shape that the op wants; with ``keeps_floats`` the floats, or the constant that holds them.
             shape: that the op wants scale and zero point in.
             nbytes: of the floats.
         """
         name = weight.name
+        suffix = "as_read" if self.keeps_floats else "quantized"
         return IntegerWeight(
-            levels=self.constant(f"{name}_quantized", levels, weight),
+            levels=levels if isinstance(levels, Value) else self.constant(f"{name}_{suffix}", levels, weight),
             scale=self.constant(f"{name}_scale", found.scale.reshape(shape), weight),
             zero_point=self.constant(f"{name}_zero_point", found.zero_point.reshape(shape), weight),
             is_turned=False,
@@ -196,7 +211,7 @@ class IntegerWeights:
             worst_channel=found.worst_channel,
             worst_error=found.worst_error,
             bytes_before=nbytes,
-            bytes_after=found.nbytes,
+            bytes_after=found.nbytes + (nbytes - int(found.levels.nbytes) if self.keeps_floats else 0),
         )
 
     def by_row(self, made: IntegerWeight, use: Use) -> tuple[Value, Value | None]:
@@ -221,4 +236,11 @@ class IntegerWeights:
         home = self._homes.get(id(weight.source)) if feeder is None else self.session.editor.graph_of(feeder)
         if home is not None and not isinstance(home, gs.Function):
             state_of(home).initializers[made.name] = made
+            self._stored.append((home, made))
         return Value(made)
+
+    def drop_unused(self) -> None:
+        """Takes out of the model what was made and nothing reads, such as zero points that are 0; ONNX Runtime warns of those."""
+        for home, made in self._stored:
+            if not self.session.editor.is_used(made):
+                state_of(home).initializers.pop(made.name, None)

@@ -70,12 +70,13 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             _of_cpu("ppc64le", "POWER, little endian", _SIGNED),
             Preset(
                 "tensorrt",
-                "TensorRT takes activations that are quantized statically, and symmetrically",
+                "TensorRT: QuantizeLinear and DequantizeLinear in pairs, zero points of 0, biases in floats; target=portable",
                 {
                     "static": {
                         "activation": "int8",
                         "activation_symmetric": True,
                         **_SIGNED,
+                        "quantize_bias": False,  # it refuses a DequantizeLinear of int32
                         "weight_pairs": True,
                         "dedicated_pairs": True,
                     }

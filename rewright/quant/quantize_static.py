@@ -51,8 +51,14 @@ class QuantizeStatic(QuantizingPass):
        ``operators`` names them.
     6. uint8 activations with int8 weights are what the kernels for MatMul take; int8 activations are for other runtimes. 16-bit
        activations and 4-bit weights run in floats on the CPU. Before opset 21 they use com.microsoft's ops.
-    7. Missed, with the reason: nodes in bodies, whose values calibration does not see; weights that are not constant; values that
+    7. For runtimes that want QuantizeLinear and DequantizeLinear in pairs, such as TensorRT: ``weight_pairs`` keeps weights in
+       floats and rounds them in the graph, ``dedicated_pairs`` gives every reader of a value a pair of its own.
+    8. Missed, with the reason: nodes in bodies, whose values calibration does not see; weights that are not constant; values that
        are not float32, or that have no range.
+
+    The backend "ort" is onnxruntime.quantization's QDQ quantizer, in another process, with the ranges found here. It does MatMul,
+    Gemm and Conv, and Add and Mul where they are asked for. What reads an operand beside the chosen nodes goes on reading what it
+    did; a Gemm whose beta it would lose is left alone. It loads the weights; the other backend maps them.
 
     Source: ONNX operators QuantizeLinear, DequantizeLinear, QLinearConv, MatMulInteger; ONNX Runtime contrib operators
     MatMulIntegerToFloat and QAttention; S. Migacz, 8-bit inference with TensorRT, 2017, for ``entropy``.
@@ -111,6 +117,8 @@ class QuantizeStatic(QuantizingPass):
             raise ValueError("use_run_inputs gives extremes only: method is minmax then, without moving_average")
         if self.format == "qoperator" and self.backend != "standalone":
             raise ValueError("ONNX Runtime's quantizer is asked for format=qdq only: use backend=standalone for qoperator")
+        if self.format == "qoperator" and (self.weight_pairs or self.dedicated_pairs):
+            raise ValueError("weight_pairs and dedicated_pairs are about QuantizeLinear and DequantizeLinear: use format=qdq")
         if self.format == "qoperator" and ("8" not in self.activation or "8" not in self.weight):
             raise ValueError("format=qoperator has kernels for 8 bits only: use format=qdq")
         if self.format == "qoperator" and (self.activation, self.weight) == ("int8", "uint8"):
@@ -167,11 +175,14 @@ class QuantizeStatic(QuantizingPass):
                 work.weights.expect(use)
         for candidate in candidates:
             try:
+                if not getattr(candidate.node, "alive", True):
+                    raise MissedError("it is the bias of the product before it now")
                 if candidate.graph is not session.view.graph:
                     raise MissedError("it is in a body or a function, whose values calibration does not see")
                 self._convert(work, candidate)
             except MissedError as missed:
                 work.missed(candidate.node, missed.reason)
+        work.weights.drop_unused()
 
     def conversion(self, session: PassSession, candidates: Sequence[Candidate]) -> StaticConversion:
         """The state of a run: ranges are found, nothing is converted yet.
@@ -182,10 +193,11 @@ class QuantizeStatic(QuantizingPass):
         names = self.values_to_calibrate(session, candidates)
         work = StaticConversion(
             session,
-            IntegerWeights(session, Levels(self.weight, self.symmetric, self.reduce_range), self.per_channel),
+            IntegerWeights(session, Levels(self.weight, self.symmetric, self.reduce_range), self.per_channel, self.weight_pairs),
             self._ranges(session, names) if names else Ranges({}),
             Levels(self.activation, self.activation_symmetric),
             self.quantize_bias,
+            self.dedicated_pairs,
         )
         if work.ranges.values:
             work.allow_opset()
@@ -204,6 +216,8 @@ class QuantizeStatic(QuantizingPass):
         else:
             if "8" not in self.activation or "8" not in self.weight or (self.activation, self.weight) == ("int8", "uint8"):
                 raise MissedError(f"QAttention does not multiply {self.activation} by {self.weight}")
+            if self.weight_pairs:
+                raise MissedError("QAttention holds integers, and weight_pairs asks for floats")
             work.require(candidate.node.inputs[0])
             convert_attention(work, candidate)
 

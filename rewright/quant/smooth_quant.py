@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from rewright.model.elements import make_constant
 from rewright.model.facts import attribute, constant_of, dtype_of, producer
 from rewright.model.names import scope_of
+from rewright.passes.deferral import Deferral
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession, op_key
 from rewright.pattern.builder import Builder
@@ -74,6 +75,7 @@ class SmoothQuant(GraphPass):
 
     name = "smooth-quant"
     exactness = "reassociating"
+    ort = Deferral(declines="onnxruntime.quantization leaves it to neural-compressor, which is not part of ONNX Runtime")
     before: ClassVar[tuple[str, ...]] = ("quantize-static", "quantize-dynamic")
 
     calibration: str | None = Field(default=None, description="Input sets to calibrate on: an .npz file, or a folder of them.")

@@ -44,11 +44,6 @@ class Activation:
     zero_point: Value
     floats: Value | None = None
 
-    @property
-    def step(self) -> float:
-        """The scale as a number."""
-        return float(np.asarray(self.scale.value))
-
 
 @dataclass
 class StaticConversion(Conversion):
@@ -58,12 +53,14 @@ class StaticConversion(Conversion):
         ranges: of values, by name.
         levels: which integers stand for activations.
         quantizes_bias: whether biases become int32.
+        dedicated: whether each node that reads a value has a QuantizeLinear and a DequantizeLinear of its own.
         filters: of convolutions, by what holds the same.
     """
 
     ranges: Ranges = field(default_factory=lambda: Ranges({}))
     levels: Levels = field(default_factory=lambda: Levels("uint8", symmetric=False))
     quantizes_bias: bool = True
+    dedicated: bool = False
     _activations: dict[int, Activation] = field(default_factory=dict)
     filters: dict[Hashable, IntegerWeight] = field(default_factory=dict)
     _floats: dict[tuple[int, int], Value] = field(default_factory=dict)
@@ -122,13 +119,15 @@ class StaticConversion(Conversion):
 
     def parameters(self, name: str) -> tuple[Value, Value]:
         """New constants: scale and zero point for the range of ``name``."""
-        low, high = self.ranges.values[name]
-        scale, zero_point = self.levels.parameters(np.asarray(low), np.asarray(high))
         names = self.session.names
-        held = np.asarray(scale, np.float32).reshape(()), np.asarray(zero_point, self.levels.dtype).reshape(())
-        ends = zip(("scale", "zero_point"), held, strict=True)
+        ends = zip(("scale", "zero_point"), self._numbers(name), strict=True)
         made = [Value(make_constant(names.fresh(f"{name}_{end}"), array)) for end, array in ends]
         return made[0], made[1]
+
+    def _numbers(self, name: str) -> tuple[Array, Array]:
+        low, high = self.ranges.values[name]
+        scale, zero_point = self.levels.parameters(np.asarray(low), np.asarray(high))
+        return np.asarray(scale, np.float32).reshape(()), np.asarray(zero_point, self.levels.dtype).reshape(())
 
     def taken(self, levels: Value, scale: Value, zero_point: Value) -> Activation:
         """A new value of integers as an activation."""
@@ -137,6 +136,8 @@ class StaticConversion(Conversion):
 
     def floats(self, tensor: Any, op: Builder) -> Value:
         """The value through integers and back."""
+        if self.dedicated:
+            return self.restored(self.written(Value(tensor), tensor.name, op), op)
         found = self.quantized(tensor, op)
         if found.floats is None:
             found.floats = self.restored(found, op)
@@ -160,17 +161,21 @@ class StaticConversion(Conversion):
         found = self._floats.get(key)
         if found is None:
             per_axis = axis if scale.rank else None
-            dtype = str(levels.dtype or self.weights.levels.dtype)
-            where = {"domain": self._domain(op, dtype, per_axis), "axis": per_axis}
+            where = {"domain": self._domain(op, self.weights.levels.dtype, per_axis), "axis": per_axis}
+            if self.weights.keeps_floats:
+                levels = op.QuantizeLinear(levels, scale, zero_point, **where)
+                levels.tensor.dtype = np.dtype(self.weights.levels.dtype)
             found = self._floats[key] = op.DequantizeLinear(levels, scale, zero_point, **where)
             found.tensor.dtype = np.dtype(np.float32)
         return found
 
-    def bias(self, row: Array, activation: Activation, scale: Value, op: Builder) -> tuple[Value, Value] | None:
-        """A bias (N) as int32 and its scale, the product of the operands'; None where it does not fit or is not wanted."""
+    def bias(self, row: Array, tensor: Any, scale: Value, op: Builder) -> tuple[Value, Value] | None:
+        """A bias (N) as int32 and its scale, the product of those of ``tensor`` and of the weight; None where it does not fit, or
+        is not wanted."""
         if not self.quantizes_bias:
             return None
-        steps = np.broadcast_to(np.asarray(scale.value, np.float64) * activation.step, row.shape)
+        step, _ = self._numbers(tensor.name)
+        steps = np.broadcast_to(np.asarray(scale.value, np.float64) * float(step), row.shape)
         if not np.all(np.isfinite(row)) or np.any(steps < np.finfo(np.float32).tiny):
             return None
         levels = np.rint(row / steps)

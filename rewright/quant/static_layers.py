@@ -47,14 +47,13 @@ def convert_convolution(work: StaticConversion, candidate: Candidate, *, between
         output, follower = node.outputs[0], None
     work.require(output)
     made = _stored(work, weight)
-    activation = work.quantized(node.inputs[0], op)
-    bias = None if row is None else work.bias(row, activation, made.scale, op)
+    bias = None if row is None else work.bias(row, node.inputs[0], made.scale, op)
     if between_linear or (row is not None and bias is None):
         result = _between_linear(work, op, node, made, row, bias)
         found = work.written(result if follower is None else op.Relu(result), output.name, op)
     else:
         scale, zero_point = work.parameters(output.name)
-        inputs = [*_three(activation), made.levels, made.scale, made.zero_point, scale, zero_point]
+        inputs = [*_three(work.quantized(node.inputs[0], op)), made.levels, made.scale, made.zero_point, scale, zero_point]
         result = op.QLinearConv(*inputs, *(() if bias is None else bias[:1]), **dict(node.attrs))
         found = work.taken(result, scale, zero_point)
     last = work.restored(found, op)
@@ -135,7 +134,9 @@ def _stored(work: StaticConversion, weight: Weight) -> IntegerWeight:
     if found is None:
         raise MissedError(f"the weight '{weight.name}' holds values that are not finite")
     work.weights.note_risk(weight.name, found, 0)
-    kept = found.levels.reshape(values.shape)
+    kept: Array | Value = found.levels.reshape(values.shape)
+    if work.weights.keeps_floats:
+        kept = values if weight.steps or not hasattr(weight.source, "values") else Value(weight.source)
     made = work.filters[weight.key] = work.weights.stored(weight, found, kept, found.scale.shape, int(values.nbytes))
     return made
 
