@@ -115,9 +115,11 @@ def quantize(
     text = request.text(catalog)
     _check(model, output, reports or (), is_measuring=auto_exclude or no_slower)
     if not quiet:
-        console.note(f"preset {request.detected.preset.name}: {request.detected.reason}")
-        for option in request.unheard(catalog):
-            console.warn(f"the preset {request.detected.preset.name} also asks for {option}, which the pass does not have.")
+        detected = request.detected
+        if detected is not None:
+            console.note(f"preset {detected.preset.name}: {detected.reason}")
+            for option in request.unheard(catalog):
+                console.warn(f"the preset {detected.preset.name} also asks for {option}, which the pass does not have.")
         console.note(f"chain: {text}")
 
     from rewright.run import GateError

@@ -28,18 +28,18 @@ class QuantizationRequest:
 
     Attributes:
         mode: "dynamic", "static" or "weight-only".
-        preset: a name of ``rewright.quant.presets.PRESETS``, or "auto" for that of this machine.
+        preset: a name of ``rewright.quant.presets.PRESETS``, or "auto" for that of this machine; None for no preset.
         level: what is done before, "O2"; also chain text.
         bits: of the weights; None leaves it to the pass.
         calibration: an .npz file or a folder of them, from which ranges are measured: for static, and for algorithms of
-            weight-only that need activations.
+            weight-only that need activations. For static also a .json file of ranges.
         operators, nodes, exclude: see ``rewright.quant.selection.QuantizingPass``.
         backend: who carries the quantization out; the level is always carried out by rewright's own passes.
         options: further options of the pass; they outrank the preset's.
     """
 
     mode: Mode = "dynamic"
-    preset: str = AUTO
+    preset: str | None = AUTO
     level: str = "O2"
     bits: int | None = None
     calibration: str | PathLike[str] | None = None
@@ -66,9 +66,13 @@ class QuantizationRequest:
             raise UsageError("the mode static needs data to calibrate on.", "Give an .npz file or a folder by --calibration.")
 
     @property
-    def detected(self) -> Detected:
-        """The preset, and why it is this one."""
-        return preset_of(self.preset)
+    def detected(self) -> Detected | None:
+        """The preset, and why it is this one; None for no preset."""
+        return None if self.preset is None else preset_of(self.preset)
+
+    @property
+    def _of_preset(self) -> Mapping[str, Any]:
+        return {} if self.detected is None else self.detected.preset.of(self.mode)
 
     def step(self, catalog: Catalog | None = None) -> Pass:
         """The quantizing pass with its options.
@@ -85,11 +89,12 @@ class QuantizationRequest:
             )
         pass_class = catalog.get(name)
         known = pass_class.option_fields()
-        wanted = {name: value for name, value in self.detected.preset.of(self.mode).items() if name in known}
+        wanted = {name: value for name, value in self._of_preset.items() if name in known}
         if self.bits is not None and "bits" in known:
             wanted["bits"] = self.bits
         if self.calibration is not None:
-            wanted["calibration"] = str(self.calibration)
+            is_ranges = self.mode == "static" and str(self.calibration).endswith(".json")
+            wanted["ranges" if is_ranges else "calibration"] = str(self.calibration)
         chosen = {"operators": self.operators, "nodes": self.nodes, "exclude": self.exclude}
         wanted |= {option: list(value) for option, value in chosen.items() if value}
         if self.backend != "standalone":
@@ -99,7 +104,7 @@ class QuantizationRequest:
     def unheard(self, catalog: Catalog | None = None) -> tuple[str, ...]:
         """What the preset asks for and the pass has no option for."""
         known = type(self.step(catalog)).option_fields()
-        return tuple(name for name in self.detected.preset.of(self.mode) if name not in known)
+        return tuple(name for name in self._of_preset if name not in known)
 
     def prepared(self, model: Model, catalog: Catalog | None = None, target: Target = "cpu") -> Model:
         """The model after the level, unverified: what the quantizing pass will find, by the same names."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from os import PathLike
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
+from pydantic import Field
 
-from rewright.integrations.optimum.messages import Message
+from rewright.integrations.optimum.attributes import Attributes
 from rewright.model.errors import UsageError
 from rewright.registry.catalog import did_you_mean
 
 
-class OptimizationConfig(BaseModel):
+class OptimizationConfig(Attributes):
     """What to optimize, in the attributes of Optimum's class of this name; ``compile`` makes a chain of it.
 
     Every attribute can be set in the constructor or afterwards, as in Optimum. One that does not exist, or a value that
@@ -23,7 +22,9 @@ class OptimizationConfig(BaseModel):
     Sources: optimum-onnx 0.1, optimum.onnxruntime.configuration; ONNX Runtime 1.32, onnxruntime.transformers.fusion_options.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+    what_values_are = "The attributes are True or False; optimization_level is 0, 1, 2 or 99."
+    section = "optimization"
+    told_by = "optimization_level"
 
     optimization_level: Literal[0, 1, 2, 99] = Field(
         default=1,
@@ -82,31 +83,6 @@ class OptimizationConfig(BaseModel):
     disable_packed_qkv: bool = Field(default=False, description="Leave the operands of self attention apart (diffusion models).")
     disable_nhwc_conv: bool = Field(default=False, description="Leave Conv in the layout NCHW (diffusion models).")
 
-    _remarks: tuple[Message, ...] = PrivateAttr(default=())
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _in_plain_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(data, Mapping):
-            check_known(data, cls.model_fields)
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise _usage_error(error) from None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not name.startswith("_"):
-            check_known((name,), type(self).model_fields)
-        try:
-            super().__setattr__(name, value)
-        except ValidationError as error:
-            raise _usage_error(error) from None
-
-    @property
-    def remarks(self) -> tuple[Message, ...]:
-        """What is to be said of the source of these options, beside them; ``compile`` repeats it."""
-        return self._remarks
-
     @property
     def fuses_embed_layer_norm(self) -> bool:
         """What the two names of one option, ``disable_embed_layer_norm`` and ``disable_embed_layer_norm_fusion``, say together.
@@ -123,45 +99,6 @@ class OptimizationConfig(BaseModel):
                 "They are two names of one option; set disable_embed_layer_norm_fusion only.",
             )
         return not second
-
-    def chosen(self) -> dict[str, Any]:
-        """The attributes that are not at their defaults, in the order of declaration."""
-        fields = type(self).model_fields
-        return {name: getattr(self, name) for name, field in fields.items() if getattr(self, name) != field.default}
-
-    @classmethod
-    def from_optimum(cls, source: object) -> Self:
-        """Options from an OptimizationConfig or an ORTConfig of Optimum, or from the dictionary of either.
-
-        Raises:
-            UsageError: it is none of these, holds no options for optimization, or an attribute that does not exist.
-        """
-        from rewright.integrations.optimum.ort_config import options_of
-
-        options, remarks = options_of(source)
-        made = cls(**options)
-        made._remarks = remarks
-        return made
-
-    @classmethod
-    def from_file(cls, path: str | PathLike[str]) -> Self:
-        """Options from an ``ort_config.json``, written by Optimum or by ``save_ort_config``.
-
-        Raises:
-            UsageError: the file cannot be read, or see ``from_optimum``; the message names the file.
-        """
-        from rewright.integrations.optimum.ort_config import read_ort_config
-
-        content = read_ort_config(path)
-        try:
-            return cls.from_optimum(content)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error.message}", error.hint) from error
-
-    @classmethod
-    def from_pretrained(cls, directory: str | PathLike[str]) -> Self:
-        """Options from the ``ort_config.json`` of a directory, or from such a file. Raises like ``from_file``."""
-        return cls.from_file(directory)
 
     def to_ort_config(self, *, use_external_data_format: bool = False, one_external_file: bool = True) -> dict[str, Any]:
         """The dictionary that Optimum's ORTConfig is made of, and that ``ort_config.json`` holds; JSON can say all of it."""
@@ -230,20 +167,3 @@ class AutoOptimizationConfig:
         if name == "O4" and for_gpu is False:
             warnings.warn("O4 computes in float16, which is for GPUs: for_gpu=False is not followed.", stacklevel=3)
         return OptimizationConfig(**{"optimize_for_gpu": bool(for_gpu) or name == "O4", **cls._LEVELS[name], **options})
-
-
-def check_known(names: Iterable[str], known: Iterable[str] = OptimizationConfig.model_fields) -> None:
-    """Raises UsageError, with names that are near, for the first name that is no attribute."""
-    for name in names:
-        if name not in known:
-            near = did_you_mean(name, known) or f"The attributes: {', '.join(known)}."
-            raise UsageError(f"OptimizationConfig has no attribute '{name}'.", near)
-
-
-def _usage_error(error: ValidationError) -> UsageError:
-    details = error.errors(include_url=False)
-    told = "; ".join(
-        f"{'.'.join(map(str, detail['loc']))} is {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
-        for detail in details
-    )
-    return UsageError(f"{told}.", "The attributes are True or False; optimization_level is 0, 1, 2 or 99.")

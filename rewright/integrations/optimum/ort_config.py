@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rewright.integrations.optimum import wording
+from rewright.integrations.optimum.attributes import Attributes, check_known
 from rewright.integrations.optimum.messages import Message
-from rewright.integrations.optimum.options import OptimizationConfig, check_known
+from rewright.integrations.optimum.options import OptimizationConfig
 from rewright.model.errors import ModelError, UsageError
 from rewright.report.environment import environment
 
 if TYPE_CHECKING:
     from rewright.integrations.optimum.compiling import CompiledConfig
+    from rewright.integrations.optimum.quantizing import CompiledQuantization
 
 FILE_NAME: Final = "ort_config.json"
 OWN_KEY: Final = "rewright"
@@ -27,24 +29,41 @@ OWN_KEY: Final = "rewright"
 _PARTS: Final = ("opset", "use_external_data_format", "one_external_file", "optimization", "quantization")
 _FORM: Final = 'An ort_config.json holds {"optimization": {"optimization_level": 2, ...}, ...}, as Optimum writes it.'
 
-Reading = tuple[Mapping[str, Any], tuple[Message, ...]]
-"""The attributes that a source sets, and what is to be said of the rest of it."""
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """The attributes that a source sets, what is to be said of the rest of it, and whether it wants weights beside the model."""
+
+    options: Mapping[str, Any]
+    remarks: tuple[Message, ...] = ()
+    external_data: bool = False
 
 
-def options_of(source: object) -> Reading:
-    """See ``OptimizationConfig.from_optimum``, which is what to call."""
-    if isinstance(source, OptimizationConfig):
-        return {name: getattr(source, name) for name in source.model_fields_set}, source.remarks
+def options_of(source: object, kind: type[Attributes]) -> Reading:
+    """See ``Attributes.from_optimum``, which is what to call."""
+    if isinstance(source, kind):
+        options = {name: getattr(source, name) for name in source.model_fields_set}
+        return Reading(options, source.remarks, source.external_data)
     if isinstance(source, Mapping):
-        return _of_mapping(source)
-    if dataclasses.is_dataclass(source) and not isinstance(source, type) and hasattr(source, "optimization_level"):
-        return _of_dataclass(source)
-    if hasattr(source, "optimization") and hasattr(source, "use_external_data_format"):
-        return _of_mapping({name: getattr(source, name) for name in _PARTS if hasattr(source, name)})
+        return _of_mapping(source, kind)
+    if dataclasses.is_dataclass(source) and not isinstance(source, type) and hasattr(source, kind.told_by):
+        return _of_dataclass(source, kind)
+    whole = parts_of(source)
+    if whole is not None and kind.section:
+        return _of_mapping(whole, kind)
     raise UsageError(
         f"a {type(source).__name__} holds no options of Optimum's.",
-        "Give an OptimizationConfig or an ORTConfig of Optimum, or rewright.integrations.optimum.OptimizationConfig.",
+        f"Give Optimum's {kind.__name__}{' or ORTConfig' if kind.section else ''}, or the one of rewright.integrations.optimum.",
     )
+
+
+def parts_of(source: object) -> Mapping[str, Any] | None:
+    """What an ORTConfig holds, by the names of its attributes; the content of its file is such already. None for all else."""
+    if isinstance(source, Mapping):
+        return source if source.keys() & {"optimization", "quantization", OWN_KEY} else None
+    if hasattr(source, "optimization") and hasattr(source, "use_external_data_format"):
+        return {name: getattr(source, name) for name in _PARTS if hasattr(source, name)}
+    return None
 
 
 def read_ort_config(path: str | PathLike[str]) -> Mapping[str, Any]:
@@ -69,7 +88,7 @@ def read_ort_config(path: str | PathLike[str]) -> Mapping[str, Any]:
 def save_ort_config(
     save_dir: str | PathLike[str],
     config: OptimizationConfig | None,
-    compiled: CompiledConfig | None = None,
+    compiled: CompiledConfig | CompiledQuantization | None = None,
     *,
     use_external_data_format: bool = False,
     one_external_file: bool = True,
@@ -84,9 +103,9 @@ def save_ort_config(
     Args:
         save_dir: the directory, which exists.
         config: the options; None where a chain was given in place of options, and then Optimum reads that nothing was asked for.
-        compiled: what ``compile`` made of them.
+        compiled: what ``compile`` or ``compile_quantization`` made of options.
         use_external_data_format, one_external_file: whether weights lie beside the model, and in one file.
-        quantization: options that the model was quantized with before, in the form of this file.
+        quantization: options that the model was quantized with, in the form of this file (``QuantizationConfig.to_section()``).
         details: more to tell, that JSON can say.
 
     Raises:
@@ -118,39 +137,49 @@ def save_ort_config(
     return path
 
 
-def _of_mapping(source: Mapping[str, Any]) -> Reading:
-    """Of the dictionary of an ORTConfig, or of an OptimizationConfig."""
-    if source and not source.keys() & {"optimization", "quantization", OWN_KEY}:
-        return source, ()
-    options = source.get("optimization")
+def _of_mapping(source: Mapping[str, Any], kind: type[Attributes]) -> Reading:
+    """Of the dictionary of an ORTConfig, or of one of its parts."""
+    if source and parts_of(source) is None:
+        return Reading(source)
+    options = source.get(kind.section)
     if not options:
-        has_quantization = bool(source.get("quantization"))
-        what = "only options for quantization" if has_quantization else "no options for optimization"
-        raise UsageError(f"it holds {what}.", "Give a level (-O2) or a chain (-p CHAIN) instead.")
-    found, remarks = options_of(options)
-    return found, (*remarks, *_beside(source))
+        other = next((name for name in _COMMANDS if name != kind.section and source.get(name)), None)
+        what = f"no options for {kind.section}" if other is None else f"only options for {other}"
+        hint = "" if other is None else f"`rewright {_COMMANDS[other]} -c` and huggingface.{_COMMANDS[other]} take it. "
+        raise UsageError(f"it holds {what}.", hint + _INSTEAD[kind.section])
+    found = options_of(options, kind)
+    return Reading(found.options, (*found.remarks, *_beside(source, kind)), bool(source.get("use_external_data_format")))
 
 
-def _of_dataclass(source: Any) -> Reading:
-    """Of an object of Optimum's OptimizationConfig: what it declares, and what was set on it besides, which Optimum ignores."""
+_COMMANDS: Final = {"optimization": "optimize", "quantization": "quantize"}
+_INSTEAD: Final = {
+    "optimization": "Give a level (-O2) or a chain (-p CHAIN) instead.",
+    "quantization": "Give a mode and a preset (--mode, --preset) instead.",
+}
+
+
+def _of_dataclass(source: Any, kind: type[Attributes]) -> Reading:
+    """Of an object of Optimum's: what it declares, and what was set on it besides, which Optimum ignores."""
     declared = {field.name: field for field in dataclasses.fields(source)}
-    known = OptimizationConfig.model_fields
-    check_known(name for name in vars(source) if name not in declared)
+    known = kind.model_fields
+    check_known((name for name in vars(source) if name not in declared), kind)
     remarks = tuple(
         Message(name, getattr(source, name), wording.UNKNOWN_ATTRIBUTE)
         for name, field in declared.items()
         if name not in known and getattr(source, name) != field.default
     )
-    return {name: getattr(source, name) for name in declared if name in known}, remarks
+    return Reading({name: getattr(source, name) for name in declared if name in known}, remarks)
 
 
-def _beside(source: Mapping[str, Any]) -> tuple[Message, ...]:
-    """What an ORTConfig says beside the options for optimization."""
+def _beside(source: Mapping[str, Any], kind: type[Attributes]) -> tuple[Message, ...]:
+    """What an ORTConfig says beside the options."""
     told: list[Message] = []
-    if source.get("quantization"):
+    if kind.section != "quantization" and source.get("quantization"):
         told.append(Message("quantization", "{...}", wording.QUANTIZATION))
     if source.get("opset") is not None:
         told.append(Message("opset", source["opset"], wording.OPSET, "note"))
+    if source.get("use_external_data_format"):
+        told.append(Message("use_external_data_format", True, wording.EXTERNAL_DATA, "note"))
     if source.get("one_external_file") is False:
         told.append(Message("one_external_file", False, wording.ONE_FILE, "note"))
     return tuple(told)

@@ -57,9 +57,42 @@ FLOAT16_ON_CPU: Final = (
 )
 
 UNKNOWN_ATTRIBUTE: Final = "this version of rewright does not know the attribute, so that it changes nothing."
-QUANTIZATION: Final = "options for quantization are not carried out here; quantize in a step of its own, after this one."
+QUANTIZATION: Final = (
+    "options for quantization are not carried out here; `rewright quantize -c` and huggingface.quantize carry both parts out."
+)
+EXTERNAL_DATA: Final = (
+    "in a directory, weights go to a file beside the model; those of a single file stay where they were, unless it would exceed"
+    " 2 GiB."
+)
 OPSET: Final = "an opset is for exporting. The model keeps its own; only a pass that needs a higher one raises it."
 ONE_FILE: Final = "weights that lie beside the model are written into one file, not into one for each."
+
+INTEGER_OPS_OF_STATIC: Final = (
+    "it changes nothing where ranges are measured before: format says what is written, integer ops or pairs around the ops."
+)
+QDQ_OF_DYNAMIC: Final = (
+    "it changes nothing: what is quantized at run time is written as integer ops, in Optimum too, which does not say so."
+)
+TYPE_AT_RUN_TIME: Final = "it changes nothing: at run time activations become uint8, as ONNX Runtime's kernels have it."
+RANGE_AT_RUN_TIME: Final = (
+    "it changes nothing: at run time the zero point follows from the range, as ONNX Runtime's kernels have it."
+)
+PACKED_PROJECTIONS: Final = (
+    "projections that the level packs into Attention are Attention's, and stay in float; name Attention too to quantize them."
+)
+NO_PAIRS: Final = (
+    "it changes nothing: there are pairs of QuantizeLinear and DequantizeLinear only with is_static=True and format=QDQ."
+)
+CHANNEL_AXES: Final = (
+    "it changes nothing: with per_channel, a weight has a scale for each column of the product (of a Conv, for each output"
+    " channel), which is what the kernels take."
+)
+NEEDS_DATA: Final = (
+    "ranges of activations are measured on data, which is given where the model is quantized: calibration=PATH or an iterable of"
+    " inputs."
+)
+NO_AVERAGE: Final = "it changes nothing without moving_average."
+DATASET_BY_NAME: Final = "they only name the data, which is given where the model is quantized; nothing is downloaded."
 
 
 def outranked(by: str) -> str:
@@ -80,3 +113,23 @@ def missing_pass(what: str, *, is_wanted: bool, is_diffusion: bool) -> str:
 
 def without_backend(names: str) -> str:
     return f"rewright carries these passes out itself, for they have no such backend: {names}."
+
+
+def other_operators(names: str, by: str) -> str:
+    return (
+        f"{by} does not quantize {names}: what only moves numbers has no kernel to gain from, and what is left computes in float."
+    )
+
+
+def names_after(level: str) -> str:
+    return (
+        f"names are looked up after {level}, which may have fused a node into another; level='O0' quantizes the model as it is."
+    )
+
+
+def of_another_method(methods: str) -> str:
+    return f"it changes nothing: it is for {methods}."
+
+
+def own_bins(count: int) -> str:
+    return f"the histogram has {count} bins of its own, which are merged as the range grows."
