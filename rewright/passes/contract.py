@@ -67,6 +67,7 @@ class Pass(BaseModel):
         requires: names of passes that must have run before.
         backends: who can carry it out.
         ort: how ONNX Runtime carries it out, or why it does not; where it does, the pass has all backends.
+        carrier: what of ONNX Runtime the backend "ort" runs for a pass that hands itself over, without ``ort``.
         changes_interface: whether inputs or outputs of the model may change.
         retypes: whether values that stay change their element types, so that no part of the change makes sense without the
             others: it is judged as a whole.
@@ -88,6 +89,7 @@ class Pass(BaseModel):
     requires: ClassVar[tuple[str, ...]] = ()
     backends: ClassVar[tuple[Backend, ...]] = ("standalone",)
     ort: ClassVar[Deferral | None] = None
+    carrier: ClassVar[str] = ""
     changes_interface: ClassVar[bool] = False
     retypes: ClassVar[bool] = False
     edits_view: ClassVar[bool] = False

@@ -68,6 +68,7 @@ class QuantizeStatic(QuantizingPass):
     quantizes: ClassVar[tuple[str, ...]] = (*_PRODUCTS, "Conv", _ATTENTION, *_SUMS)
     emits = tuple(f"com.microsoft.{op}" for op in ("QuantizeLinear", "DequantizeLinear", "MatMulIntegerToFloat", "QAttention"))
     backends = ("standalone", "ort", "auto")
+    carrier = "onnxruntime.quantization.qdq_quantizer"
 
     calibration: str | None = Field(default=None, description="Input sets to calibrate on: an .npz file, or a folder of them.")
     ranges: str | None = Field(default=None, description="A file with ranges, instead of calibration.")

@@ -53,6 +53,7 @@ class QuantizeWeights(QuantizingPass):
     emits = ("com.microsoft.MatMulNBits", "com.microsoft.GatherBlockQuantized")
     quantizes = ("MatMul", "Gemm", "Gather", "com.microsoft::Attention")
     backends: ClassVar[tuple[Backend, ...]] = ("standalone", "ort", "auto")
+    carrier = "onnxruntime.quantization.matmul_nbits_quantizer"
 
     bits: Literal[4, 8] = Field(default=4, description="Bits of a weight.")
     block_size: int = Field(default=32, description="Weights of a block, which share a scale: 16, 32, 64, 128 or 256.")

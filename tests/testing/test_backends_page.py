@@ -18,7 +18,7 @@ from rewright.registry.catalog import Catalog
 from rewright.testing.backends import page
 from rewright.testing.backends.cells import Reasons, kernels, outcome, summary, types
 from rewright.testing.backends.page import COMMAND
-from rewright.testing.backends.trials import TARGETS, Trial, deferred, tried, tried_passes
+from rewright.testing.backends.trials import QUANTIZERS, TARGETS, Trial, deferred, tried, tried_passes
 from rewright.testing.mutants.subjects import FUSIONS
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
@@ -58,8 +58,8 @@ def test_the_page_in_the_documentation_is_what_the_code_says(written, catalog):
 
 def test_every_pass_has_a_line_and_every_fusion_a_table(catalog, written):
     assert list(rows(written, "## Passes"))[1:] == list(catalog)
-    assert set(tried_passes()) == set(FUSIONS)
-    for name in FUSIONS:
+    assert set(tried_passes()) == {*FUSIONS, *QUANTIZERS}
+    for name in tried_passes():
         table = rows(written, f"### {name}")
         assert list(table) == ["target", *get_args(Target)]
         assert table["target"] == list(DTYPES)

@@ -42,6 +42,7 @@ class Float16(ReducedPrecision):
 
     name = "float16"
     backends = ("standalone", "ort")
+    carrier = "onnxruntime.transformers.float16"
     dtype = np.dtype(np.float16)
     after = ("gelu-approximation", "dead-code")
     quantizes = ops_holding("float16")

@@ -29,6 +29,7 @@ from rewright.testing.mutants.models import (
 _HEADS: Final = 4
 _SIZE: Final = WIDTH // _HEADS
 _EPSILON: Final = 1e-5
+_WIDE: Final = 8 * WIDTH
 
 
 def _rms_norms(opset: int) -> ModelProto:
@@ -101,6 +102,15 @@ def _grouped(opset: int) -> ModelProto:
 _gelu: Final = partial(_activations, gelu)
 _tanh_gelu: Final = partial(_activations, tanh_gelu)
 
+
+def _products(opset: int) -> ModelProto:
+    """A wide linear map, and one back."""
+    g = GraphBuilder(opset)
+    wide = linear(g, hidden_states(g), _WIDE)
+    g.output(linear(g, wide, rows=_WIDE), "y")
+    return g.model()
+
+
 EXAMPLES: Final[Mapping[str, Callable[[int], ModelProto]]] = {
     "layer-norm": _norms,
     "skip-layer-norm": _norms,
@@ -118,5 +128,7 @@ EXAMPLES: Final[Mapping[str, Callable[[int], ModelProto]]] = {
     "attention": _encoder,
     "multi-head-attention": _encoder,
     "group-query-attention": _grouped,
+    "quantize-dynamic": _products,
+    "quantize-weights": _products,
 }
 """By pass: (opset) -> model."""

@@ -99,6 +99,8 @@ def _standalone(item: type[Pass], target: Target) -> str:
 def _carriers(item: type[Pass]) -> str:
     """Who carries the pass out for the backend ort, or why nobody does."""
     if item.ort is None:
+        if item.carrier:
+            return f"`{item.carrier}`"
         return "it is ONNX Runtime's" if "ort" in item.backends else "no counterpart"
     return f"declines: {item.ort.declines}" if item.ort.declines else _code((*item.ort.optimizers, *item.ort.classes))
 

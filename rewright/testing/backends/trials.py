@@ -25,6 +25,9 @@ from rewright.testing.backends.examples import EXAMPLES
 from rewright.testing.mutants.subjects import FUSIONS, Subject, subject_for
 from rewright.verify.process import SessionWorker
 
+QUANTIZERS: Final = ("quantize-dynamic", "quantize-weights")
+"""The passes that quantize without having seen what values are like."""
+
 OPSETS: Final = (17, 20, 23)
 """Where the ops that passes put in became standard: LayerNormalization; Gelu; RMSNormalization, RotaryEmbedding, Attention."""
 
@@ -58,7 +61,7 @@ class Trial:
 
 def tried_passes() -> tuple[str, ...]:
     """The passes that there are examples for."""
-    return tuple(name for name in FUSIONS if name in EXAMPLES)
+    return tuple(name for name in (*FUSIONS, *QUANTIZERS) if name in EXAMPLES)
 
 
 @cache
@@ -80,7 +83,8 @@ def _tried(name: str, target: Target, dtype: str, opset: int) -> Trial | None:
     ops = dict.fromkeys(op.replace("::", ".") for site in session.sites for op in site.ops_added if _tells(op))
     if ops:
         return Trial(opset, tuple(ops))
-    return Trial(opset, reason=_telling([_PLACE.sub("", item.reason) for item in session.rejections]) or _nothing_left(name))
+    reasons = [item.reason for item in (*session.rejections, *session.coverage) if item.reason]
+    return Trial(opset, reason=_telling([_PLACE.sub("", reason) for reason in reasons]) or _nothing_left(name))
 
 
 @cache
@@ -108,7 +112,7 @@ def _worker() -> SessionWorker:
 
 def _tells(op: str) -> bool:
     """Whether an op is what a pass is for, and not what leads to it."""
-    return op in CONTRACTS or f"::{op}" in CONTRACTS or op in STANDARD_SINCE
+    return op in CONTRACTS or f"::{op}" in CONTRACTS or op in STANDARD_SINCE or op == "MatMulInteger"
 
 
 def _telling(reasons: Sequence[str]) -> str:
