@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 
 from onnx import ModelProto
@@ -35,7 +36,8 @@ def calibrate(
     Args:
         model: a path, a ModelProto or a Model.
         data: an .npz file with one input set, a folder of such files, a mapping from input names to arrays, or any iterable of
-            mappings, of any length and of sets of any shapes: they are written to a temporary folder, one by one.
+            mappings, of any length and of sets of any shapes, such as a Hugging Face dataset or a torch DataLoader: they are
+            written to a temporary folder, one by one. Columns that no input takes are left out, with a warning.
         method: "minmax", "entropy", "percentile" or "distribution".
         step: with other options of calibration, and another choice of nodes; its ``method`` gives way to ``method``.
         progress: called with how much is done, and of how much.
@@ -54,8 +56,10 @@ def calibrate(
         session.ensure_facts()
         names = chosen.values_to_calibrate(session, chosen.chosen(session))
         with scratch(loaded) as folder:
-            sets = files_of(loaded, data, folder)
-            return ranges_of(session, session.view.to_model(), sets, names, chosen.calibration_method, progress)
+            files = files_of(loaded, data, folder)
+            if files.message:
+                warnings.warn(files.message, stacklevel=2)
+            return ranges_of(session, session.view.to_model(), files.paths, names, chosen.calibration_method, progress)
     finally:
         if worker is None:
             own.close()

@@ -14,6 +14,7 @@ from rewright.measure.record import BenchReport
 from rewright.model.carrier import Model
 from rewright.model.load import load
 from rewright.passes.contract import Backend, Target
+from rewright.quant.calibration.data import Data
 from rewright.quant.presets import AUTO, Mode
 from rewright.registry.catalog import Catalog, default_catalog
 from rewright.registry.options import with_options
@@ -21,7 +22,7 @@ from rewright.report.model import CoveredReport, Report
 from rewright.run import FailurePolicy, Progress, RunResult, VerifyMode
 from rewright.run.input_choice import choose_input_sets
 from rewright.run.usual_budget import usual_budget
-from rewright.tuning.calibrated import calibrated_once
+from rewright.tuning.calibrated import calibrated_once, calibration_written
 from rewright.tuning.exclusion import exclude_until_it_holds
 from rewright.tuning.request import QuantizationRequest
 from rewright.tuning.speed import keep_what_is_faster
@@ -55,7 +56,7 @@ def quantize(
     preset: str = AUTO,
     level: str = "O2",
     bits: int | None = None,
-    calibration: str | PathLike[str] | None = None,
+    calibration: Data | None = None,
     operators: Sequence[str] = (),
     nodes: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -86,7 +87,10 @@ def quantize(
             ``calibration``) or "weight-only" (weights in blocks of 4 or 8 bits).
         preset: "arm64", "avx2", "avx512", "avx512-vnni", "ppc64le", "tensorrt"; "auto" takes that of this machine.
         level: what is done before; "O0" for nothing.
-        bits, calibration, operators, nodes, exclude, backend, options: see ``QuantizationRequest``.
+        calibration: an .npz file with one input set, a folder of them, a mapping of input name to array, or any iterable of
+            mappings, such as a Hugging Face dataset or a torch DataLoader; all of it is used. Columns that no input takes are
+            left out, and the report says so.
+        bits, operators, nodes, exclude, backend, options: see ``QuantizationRequest``.
         budget: what the outputs may lose, such as "sqnr=25, top1=0.99".
         auto_exclude: keep the nodes that cost most in float until the budget holds.
         no_slower: measure, and keep nodes in float that are slower when they are quantized.
@@ -98,25 +102,30 @@ def quantize(
     Raises:
         ModelError, UsageError, PluginError, GateError: see ``rewright.Chain.run``.
     """
-    request = QuantizationRequest(mode, preset, level, bits, calibration, operators, nodes, exclude, backend, options or {})
-    return run_request(
-        model,
-        output,
-        request,
-        budget=budget,
-        auto_exclude=auto_exclude,
-        no_slower=no_slower,
-        sizes=sizes,
-        threads=threads,
-        jobs=jobs,
-        target=target,
-        verify=verify,
-        on_failure=on_failure,
-        inputs=inputs,
-        seed=seed,
-        catalog=catalog,
-        progress=progress,
-    )
+    loaded = load(model)
+    with calibration_written(loaded, calibration) as (place, left_out):
+        request = QuantizationRequest(mode, preset, level, bits, place, operators, nodes, exclude, backend, options or {})
+        result = run_request(
+            loaded,
+            output,
+            request,
+            budget=budget,
+            auto_exclude=auto_exclude,
+            no_slower=no_slower,
+            sizes=sizes,
+            threads=threads,
+            jobs=jobs,
+            target=target,
+            verify=verify,
+            on_failure=on_failure,
+            inputs=inputs,
+            seed=seed,
+            catalog=catalog,
+            progress=progress,
+        )
+    if left_out:
+        result.report.warnings.append(left_out)
+    return result
 
 
 def run_request(

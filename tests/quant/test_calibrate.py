@@ -103,7 +103,8 @@ def test_data_is_a_folder_a_file_a_mapping_or_any_iterable(tmp_path: Path) -> No
 
     assert calibrate(model(), folder) == wanted
     assert calibrate(model(), str(folder)) == wanted
-    assert calibrate(model(), generated()) == wanted
+    with pytest.warns(UserWarning, match="'label', which no input of the model takes"):
+        assert calibrate(model(), generated()) == wanted
     assert calibrate(model(), samples()[0]) == calibrate(model(), folder / "0.npz")
 
 
