@@ -140,6 +140,31 @@ def indices(nodes: Iterable[Any]) -> Iterator[tuple[Any, str]]:
         pending.extend(tensor for tensor in node.inputs if (dtype := dtype_of(tensor)) is not None and dtype.kind == "f")
 
 
+def moved_batches(nodes: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """Transposes that put the first axis behind the others, the last one aside, with the products by a matrix that read them.
+
+    ONNX Runtime dies of a cast to float32 between the two when it loads the model for a CPU with all its optimizations:
+    MatmulTransposeFusion moves the cast ahead of the Transpose, then leaves the product as it is, and NchwcTransformer looks at
+    the new nodes, which nobody has resolved (microsoft/onnxruntime#28392).
+    """
+    for node in nodes:
+        if node.op != "Transpose" or normal_domain(node.domain):
+            continue
+        perm = [int(axis) for axis in attribute(node, "perm", [])]
+        rank = len(perm)
+        if rank < 3 or perm not in ([*range(1, rank - 1), 0, rank - 1], [*range(1, rank), 0]):
+            continue
+        products = [user for user in node.outputs[0].outputs if user.op == "MatMul" and not normal_domain(user.domain)]
+        products = [product for product in products if not _has_equal_ranks(product)]
+        if products:
+            yield node, products
+
+
+def _has_equal_ranks(product: Any) -> bool:
+    shapes = [shape_of(tensor) for tensor in product.inputs]
+    return all(shape is not None and len(shape) == len(shapes[0] or ()) for shape in shapes)
+
+
 def _makes_integers(node: Any) -> bool:
     if normal_domain(node.domain) or node.op != "Cast":
         return False
