@@ -68,6 +68,7 @@ class QuantizeDynamic(QuantizingPass):
         "com.microsoft.SkipLayerNormalization",
     )
     backends = ("standalone", "ort", "auto")
+    carrier = "onnxruntime.quantization.onnx_quantizer"
 
     per_channel: bool = Field(default=True, description="A scale for each column of a weight (row of a table), or one for all.")
     weight: IntegerType = Field(default="int8", description="Integers of the weights: int8 or uint8.")
@@ -107,6 +108,7 @@ class QuantizeDynamic(QuantizingPass):
                 _CONVERSIONS[kind](work, candidate)
             except MissedError as missed:
                 work.missed(candidate.node, missed.reason)
+        work.weights.drop_unused()
         note = _risk(work.weights.at_risk)
         if note:
             session.notes.append(note)

@@ -29,6 +29,14 @@ def test_two_gemms_that_share_a_weight_keep_their_meaning():
     assert (first.bytes_before, second.bytes_before) == (256, 0)
 
 
+@pytest.mark.parametrize("options", ["", "weight=uint8", "per_channel=false"])
+def test_nothing_is_stored_that_nothing_reads(options):
+    text = """(int64[2] ids, float[5, 8] x) => (float[2, 8] e, float[5, 64] y) {
+        e = Gather(w, ids)  t = Transpose(w)  h = MatMul(x, v)  y = MatMul(h, t) }"""
+    made = proto_of(quantize(graph(text, w=weights(64, 8), v=weights(8, 8, seed=1)), options))
+    assert {tensor.name for tensor in made.graph.initializer} <= {name for node in made.graph.node for name in node.input}
+
+
 def test_a_weight_that_is_used_both_ways_has_the_columns_of_each():
     weight = weights(8, 8)
     weight[:, 2] *= 30
