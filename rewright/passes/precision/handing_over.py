@@ -77,6 +77,6 @@ def _first(node: Any) -> str:
 
 
 def _made_in_half(model: Model, halves: set[str]) -> set[str]:
-    """The values that were there before and are computed in float16 now, also those that are cast to their old type behind that."""
+    """The values that were there before and are computed in float16 now, also those that are cast back behind that."""
     casts = {node.output[0]: node for node in all_nodes(model.proto) if node.op_type == "Cast" and node.output}
     return halves | {name for name, cast in casts.items() if cast.input and cast.input[0] in halves}

@@ -61,8 +61,8 @@ def test_for_a_cpu_it_is_said_what_float16_costs() -> None:
     assert any("casts to float32 and back around most ops" in note for note in result.report.passes[-1].notes)
 
 
-BLOCK = """g (float[N, 3, 4] x) => (float[N, 3, 4] y) <float[4, 4] w = {1,2,-1,0,0,1,2,-1,1,-1,0,2,2,0,1,1}, float[4] b = {0,1,0,-1},
-    float[4] scale = {1,1,2,2}, float[4] shift = {0,1,0,1}> {
+BLOCK = """g (float[N, 3, 4] x) => (float[N, 3, 4] y) <float[4, 4] w = {1,2,-1,0,0,1,2,-1,1,-1,0,2,2,0,1,1},
+    float[4] b = {0,1,0,-1}, float[4] scale = {1,1,2,2}, float[4] shift = {0,1,0,1}> {
     [product] p = MatMul(x, w)
     [biased] q = Add(p, b)
     [gelu] r = Gelu(q)
