@@ -10,6 +10,7 @@ from pydantic import Field
 from rewright.passes.session import PassSession, op_key
 from rewright.quant.affine import IntegerType, Levels
 from rewright.quant.conversion import Conversion
+from rewright.quant.integer_activations import convert_activations, multiplies_activations
 from rewright.quant.integer_attention import convert_attention, projection_of
 from rewright.quant.integer_lookups import convert_lookup, lookup_of, table_of
 from rewright.quant.integer_products import convert_product, product_of
@@ -29,7 +30,7 @@ class QuantizeDynamic(QuantizingPass):
     1. MatMul, FusedMatMul and Gemm whose right operand is constant, also behind Transpose, Identity, Reshape, Cast and the like,
        become com.microsoft.DynamicQuantizeMatMul; for a portable model DynamicQuantizeLinear and MatMulInteger. A bias after
        it, also that of BiasGelu, FastGelu and SkipLayerNormalization, becomes the op's; alpha goes into the scales, beta into
-       the bias. Activations are never multiplied by activations in integers.
+       the bias. Activations are multiplied by activations in integers only with ``activations``.
     2. com.microsoft.Attention becomes QAttention. That op has no attention_bias: with one, the packed projection becomes three
        products in front of MultiHeadAttention.
     3. Gather on a table of embeddings picks rows of integers, each with its own scale. LSTM becomes DynamicQuantizeLSTM.
@@ -60,6 +61,7 @@ class QuantizeDynamic(QuantizingPass):
     )
     emits = (
         "com.microsoft.DynamicQuantizeMatMul",
+        "com.microsoft.MatMulIntegerToFloat",
         "com.microsoft.QAttention",
         "com.microsoft.MultiHeadAttention",
         "com.microsoft.DynamicQuantizeLSTM",
@@ -74,6 +76,8 @@ class QuantizeDynamic(QuantizingPass):
     weight: IntegerType = Field(default="int8", description="Integers of the weights: int8 or uint8.")
     symmetric: bool = Field(default=True, description="Zero in the middle of the levels; else where the weights' range puts it.")
     reduce_range: bool = Field(default=False, description="7 bits for weights: for x86 without VNNI, where 8 can saturate.")
+
+    activations: bool = Field(default=False, description="Products of two activations too; attention that is fused has none.")
 
     def parts(self) -> tuple[Self, ...]:
         """With the backend "auto" its own conversion, then ONNX Runtime's for what is left."""
@@ -105,7 +109,10 @@ class QuantizeDynamic(QuantizingPass):
             if kind == "Gather" and table_of(candidate.node) is None:
                 continue  # a dimension or the like: no weight
             try:
-                _CONVERSIONS[kind](work, candidate)
+                convert = _CONVERSIONS[kind]
+                if self.activations and multiplies_activations(candidate.node):
+                    convert = convert_activations
+                convert(work, candidate)
             except MissedError as missed:
                 work.missed(candidate.node, missed.reason)
         work.weights.drop_unused()
