@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewright.passes.session import PassSession, op_key
 from rewright.quant.affine import IntegerType, Levels
@@ -79,11 +79,17 @@ class QuantizeDynamic(QuantizingPass):
 
     activations: bool = Field(default=False, description="Products of two activations too; attention that is fused has none.")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.backend == "ort" and self.activations:
+            raise ValueError("the backend ort leaves products of activations alone: leave out activations, or the backend")
+        return self
+
     def parts(self) -> tuple[Self, ...]:
         """With the backend "auto" its own conversion, then ONNX Runtime's for what is left."""
         if self.backend != "auto":
             return (self,)
-        return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort"})
+        return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort", "activations": False})
 
     @property
     def edits_view(self) -> bool:  # type: ignore[override]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from integer_models import covered, errors, graph, ops, quantize, reasons, weights
 
+from rewright.model.errors import UsageError
+
 SCORES = """(float[b, h, s, 8] q, float[b, h, t, 8] k) => (float[b, h, s, t] y) {
     kt = Transpose<perm=[0, 1, 3, 2]>(k)
     [scores] y = MatMul(q, kt)
@@ -49,3 +51,9 @@ def test_what_kernels_do_not_take_is_missed_with_the_reason(text, said):
 def test_a_weight_is_one_all_the_same():
     model = graph("(float[b, 4, 16] x) => (float y) { [product] y = MatMul(x, w) }", w=weights(16, 24))
     assert ops(quantize(model, "activations=true")) == {"com.microsoft::DynamicQuantizeMatMul": 1}
+
+
+def test_onnx_runtime_is_not_asked_to():
+    with pytest.raises(UsageError, match="leaves products of activations alone"):
+        quantize(graph(SCORES), "activations=true, backend=ort")
+    assert quantize(graph(SCORES), "activations=true, backend=auto").report.verdict == "passed"
