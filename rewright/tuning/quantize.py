@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -145,9 +146,10 @@ def run_request(
     inputs: Inputs | None = None,
     seed: int = 0,
     catalog: Catalog | None = None,
+    reproducers: str | PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
-    """``quantize`` for what is asked for in one object."""
+    """``quantize`` for what is asked for in one object. ``reproducers`` is where failures leave them where there is no output."""
     catalog = catalog if catalog is not None else default_catalog()
     step, loaded = request.step(catalog), load(model)
     allowed = QuantizationBudget.of(budget) or usual_budget([step])
@@ -170,10 +172,10 @@ def run_request(
                 found = exclude_until_it_holds(loaded, prepared, left, sets, allowed, target=target, jobs=jobs, progress=progress)
                 kept |= found.excluded
         request = replace(request, exclude=[*request.exclude, *kept])
-    result = optimize(
+    chain = request.chain(catalog)
+    run = partial(chain.run, reproducers=reproducers) if output is None else partial(optimize, output=output, chain=chain)
+    result = run(
         loaded,
-        output,
-        chain=request.chain(catalog),
         target=target,
         verify=verify,
         on_failure=on_failure,

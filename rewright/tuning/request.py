@@ -14,10 +14,11 @@ from rewright.model.errors import UsageError
 from rewright.passes.contract import Backend, Pass, Target
 from rewright.quant.presets import AUTO, MODES, PASSES, Detected, Mode, preset_of
 from rewright.registry.catalog import Catalog, default_catalog, did_you_mean
-from rewright.registry.options import configure
+from rewright.registry.options import configure, with_options
 
 _BITS: Final[Mapping[str, tuple[int, ...]]] = {"dynamic": (8,), "static": (8,), "weight-only": (4, 8)}
 _LEVEL: Final = re.compile(r"[oO]?\d")
+_DATA: Final = frozenset({"calibration", "ranges"})
 _RANGES: Final = frozenset({"ranges", "use_run_inputs"})
 """Options of the static pass that stand for calibration data."""
 
@@ -128,9 +129,23 @@ class QuantizationRequest:
         catalog = catalog if catalog is not None else default_catalog()
         return Chain([*self.before(catalog).passes, self.step(catalog)], catalog=catalog)
 
-    def text(self, catalog: Catalog | None = None) -> str:
-        """The chain as it would be written, the level not spelled out: "O2, quantize-dynamic{weight=uint8}"."""
-        step = self.step(catalog)
-        level = f"O{self.level[-1]}" if _LEVEL.fullmatch(self.level) else self.level
+    @property
+    def level_name(self) -> str:
+        """The level as "O2", or the chain text."""
+        return f"O{self.level[-1]}" if _LEVEL.fullmatch(self.level) else self.level
+
+    @property
+    def usual_target(self) -> Target:
+        """Where the result runs where nobody says: TensorRT knows none of ONNX Runtime's ops."""
+        return "portable" if self.preset == "tensorrt" else "cpu"
+
+    def text(self, catalog: Catalog | None = None, *, with_data: bool = True) -> str:
+        """The chain as it would be written, the level not spelled out: "O2, quantize-dynamic{weight=uint8}".
+
+        ``with_data`` names the calibration data too.
+        """
+        step, level = self.step(catalog), self.level_name
+        if not with_data and self.calibration is not None:
+            step = with_options(step, dict.fromkeys(_DATA.intersection(type(step).option_fields())))
         alone = Chain([step], catalog=catalog) if catalog is not None else Chain([step])
         return f"{level}, {alone.text}" if level.strip() else alone.text

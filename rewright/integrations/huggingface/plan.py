@@ -65,8 +65,12 @@ def make_plan(
 def _of_chain(chain: Chain, backend: Backend, target: Target | None) -> Plan:
     target = target if target is not None else "cpu"
     level = next((name for name in chain.catalog.levels if _level(name, chain.catalog, backend) == chain), None)
-    preset = _PRESETS[level](for_gpu=target == "cuda") if level in _PRESETS else None
-    return Plan(chain, target, level, preset)
+    return Plan(chain, target, level, preset_of_level(level, target))
+
+
+def preset_of_level(level: str | None, target: Target) -> OptimizationConfig | None:
+    """Optimum's options that stand for a level; None where there are none."""
+    return _PRESETS[level](for_gpu=target == "cuda") if level in _PRESETS else None
 
 
 def _level(name: str, catalog: Catalog, backend: Backend) -> Chain:

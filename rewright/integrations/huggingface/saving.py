@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -18,8 +18,8 @@ DATA_SUFFIX: Final = "_data"
 """Of the file with the weights of model.onnx, which Optimum then finds also on the Hub: model.onnx_data."""
 
 
-def check_save_dir(save_dir: Path, source: ModelDirectory) -> None:
-    """Checks that ``save_dir`` can take what is made of ``source``.
+def check_save_dir(save_dir: Path, source: ModelDirectory, names: Collection[str]) -> None:
+    """Checks that ``save_dir`` can take what is made of ``source``: models of these names, relative to it.
 
     Raises:
         UsageError: it is a file, the source itself, inside it or around it, or holds ONNX files that would not be replaced.
@@ -35,7 +35,7 @@ def check_save_dir(save_dir: Path, source: ModelDirectory) -> None:
         raise UsageError(
             f"{save_dir} holds the source directory, which is never modified.", "Choose another directory to save to."
         )
-    others = _other_models(save_dir, source)
+    others = _other_models(save_dir, names)
     if others:
         raise UsageError(
             f"{save_dir} holds other ONNX files: {', '.join(others)}. A model that is loaded from there might be one of these.",
@@ -43,11 +43,11 @@ def check_save_dir(save_dir: Path, source: ModelDirectory) -> None:
         )
 
 
-def _other_models(save_dir: Path, source: ModelDirectory) -> list[str]:
+def _other_models(save_dir: Path, names: Collection[str]) -> list[str]:
     if not save_dir.is_dir():
         return []
     found = (file.relative_to(save_dir).as_posix() for file in save_dir.rglob("*.onnx"))
-    return sorted(name for name in found if name not in source.models)
+    return sorted(name for name in found if name not in names)
 
 
 @contextmanager

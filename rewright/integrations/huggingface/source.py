@@ -67,10 +67,9 @@ class ModelDirectory:
         found = _read_json(self.path / CONFIG, dict).get("model_type")
         return found if isinstance(found, str) else None
 
-    @property
-    def quantization(self) -> dict[str, Any]:
-        """What Optimum has recorded of how the models were quantized."""
-        found = _read_json(self.path / REPLACED, dict).get("quantization")
+    def recorded(self, section: str) -> dict[str, Any]:
+        """What ``ort_config.json`` says of how the models were made: under "optimization", or "quantization"."""
+        found = _read_json(self.path / REPLACED, dict).get(section)
         return found if isinstance(found, dict) else {}
 
 

@@ -87,7 +87,7 @@ def read_ort_config(path: str | PathLike[str]) -> Mapping[str, Any]:
 
 def save_ort_config(
     save_dir: str | PathLike[str],
-    config: OptimizationConfig | None,
+    config: OptimizationConfig | Mapping[str, Any] | None,
     compiled: CompiledConfig | CompiledQuantization | None = None,
     *,
     use_external_data_format: bool = False,
@@ -102,7 +102,8 @@ def save_ort_config(
 
     Args:
         save_dir: the directory, which exists.
-        config: the options; None where a chain was given in place of options, and then Optimum reads that nothing was asked for.
+        config: the options, or their dictionary; None where a chain was given in place of options, and then Optimum reads that
+            nothing was asked for.
         compiled: what ``compile`` or ``compile_quantization`` made of options.
         use_external_data_format, one_external_file: whether weights lie beside the model, and in one file.
         quantization: options that the model was quantized with, in the form of this file (``QuantizationConfig.to_section()``).
@@ -111,11 +112,10 @@ def save_ort_config(
     Raises:
         ModelError: the file cannot be written; nothing is left of it.
     """
-    content: dict[str, Any] = (config if config is not None else OptimizationConfig()).to_ort_config(
-        use_external_data_format=use_external_data_format, one_external_file=one_external_file
-    )
-    if config is None:
-        content["optimization"] = {}
+    options = config if isinstance(config, OptimizationConfig) else OptimizationConfig()
+    content = options.to_ort_config(use_external_data_format=use_external_data_format, one_external_file=one_external_file)
+    if not isinstance(config, OptimizationConfig):
+        content["optimization"] = dict(config or {})
     content["quantization"] = dict(quantization or {})
     told: dict[str, Any] = {"versions": environment().versions}
     if compiled is not None:

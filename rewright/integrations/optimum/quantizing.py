@@ -145,6 +145,32 @@ def compile_quantization(
     return made.finished(level, backend, calibration)
 
 
+def config_of(step: Pass) -> QuantizationConfig | None:
+    """Optimum's options that say the same as a quantizing pass; None for a pass that these have no words for."""
+    if step.name not in (PASSES["dynamic"], PASSES["static"]):
+        return None
+    names: dict[str, Any] = {known: short for short, known in TYPES.items()}
+    known: dict[str, Any] = step.model_dump()
+    is_static = step.name == PASSES["static"]
+    is_qdq = is_static and known["format"] == "qdq"
+    return QuantizationConfig(
+        is_static=is_static,
+        format="QDQ" if is_qdq else "QOperator",
+        mode="QLinearOps" if is_static else "IntegerOps",
+        activations_dtype=names[known.get("activation", "uint8")],
+        activations_symmetric=known.get("activation_symmetric", False),
+        weights_dtype=names[known["weight"]],
+        weights_symmetric=known["symmetric"],
+        per_channel=known["per_channel"],
+        reduce_range=known["reduce_range"],
+        nodes_to_quantize=list(known["nodes"]),
+        nodes_to_exclude=list(known["exclude"]),
+        operators_to_quantize=[op.rpartition("::")[2] for op in known["operators"]],
+        qdq_add_pair_to_weight=known.get("weight_pairs", False),
+        qdq_dedicated_pair=known.get("dedicated_pairs", False),
+    )
+
+
 @dataclass
 class _Compilation:
     config: QuantizationConfig
