@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from rewright.model.errors import UsageError
-from rewright.model.facts import dtype_of
-from rewright.passes.session import PassSession, op_key
+from rewright.model.facts import dtype_of, producer
+from rewright.passes.coverage import Covered
+from rewright.passes.session import PassSession, label, op_key
 from rewright.quant.activations import CalibrationError, calibration_sets
 from rewright.quant.affine import Levels, StoredType
 from rewright.quant.calibration.measuring import ranges_of
@@ -30,6 +31,7 @@ ActivationType = Literal["uint8", "int8", "uint16", "int16"]
 _PRODUCTS: Final = ("MatMul", "Gemm", "com.microsoft::FusedMatMul")
 _SUMS: Final = ("Add", "Mul")
 _ATTENTION: Final = "com.microsoft::Attention"
+_QUANTIZED: Final = "it is quantized already"
 
 
 class QuantizeStatic(QuantizingPass):
@@ -153,12 +155,14 @@ class QuantizeStatic(QuantizingPass):
         )
 
     def chosen(self, session: PassSession) -> list[Candidate]:
-        """As for every pass that quantizes; Add and Mul where they are asked for."""
+        """As for every pass that quantizes; Add and Mul where they are asked for; without what is quantized already."""
         found = super().chosen(session)
-        if self.operators:
-            return found
-        session.coverage[:] = [entry for entry in session.coverage if entry.op not in _SUMS]
-        return [each for each in found if op_key(each.node) not in _SUMS]
+        if not self.operators:
+            session.coverage[:] = [entry for entry in session.coverage if entry.op not in _SUMS]
+            found = [each for each in found if op_key(each.node) not in _SUMS]
+        before = [each for each in found if _is_quantized(each.node)]
+        session.coverage += [Covered(label(each.node), op_key(each.node), "missed", _QUANTIZED) for each in before]
+        return [each for each in found if each not in before]
 
     def values_to_calibrate(self, session: PassSession, candidates: Sequence[Candidate]) -> list[str]:
         """The names of the values that will be quantized, each once."""
@@ -261,6 +265,12 @@ def _quantized_values(session: PassSession, node: Any) -> list[Any]:
     except MissedError:
         return []
     return [node.inputs[0]]
+
+
+def _is_quantized(node: Any) -> bool:
+    """Whether the weight of a product or convolution comes from integers."""
+    maker = producer(node.inputs[1]) if op_key(node) in (*_PRODUCTS, "Conv") else None
+    return maker is not None and maker.op == "DequantizeLinear"
 
 
 def _uses(node: Any) -> list[Use]:

@@ -228,6 +228,8 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
         )
         again = quantized(once.model.proto, inputs_of(2, 3, 8, 8), tmp_path, f",format={form}")
         assert again.report.passes[0].status == "unchanged"
+        if form == "qdq":
+            assert outcomes(again) == [(name, "missed", "it is quantized already") for name in ("c/Conv", "d/Conv")]
     once = quantized(model_of(SHARED, wq=(8, 12), wk=(8, 12), b=(12,)), inputs_of(3, 5, 8), tmp_path)
     assert quantized(once.model.proto, inputs_of(3, 5, 8), tmp_path).report.passes[0].status == "unchanged"
 
