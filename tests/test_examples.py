@@ -13,7 +13,7 @@ import rewright
 
 ROOT = Path(__file__).parent.parent
 BERT = ROOT / "tests" / "zoo" / "bert.ts17.sdpa.onnx"
-NEEDS_TRANSFORMERS = {"text_classification.py"}
+NEEDS_TRANSFORMERS = {"quantized_accuracy.py", "text_classification.py"}
 """Run by tests/hf."""
 
 
