@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rewright.model.errors import UsageError
 from rewright.model.facts import dtype_of, producer
+from rewright.ops.microsoft import DOMAIN
 from rewright.passes.coverage import Covered
 from rewright.passes.session import PassSession, label, op_key
 from rewright.quant.activations import CalibrationError, calibration_sets
@@ -188,6 +190,8 @@ class QuantizeStatic(QuantizingPass):
             except MissedError as missed:
                 work.missed(candidate.node, missed.reason)
         work.weights.drop_unused()
+        if self.weight_pairs or self.dedicated_pairs:
+            _warn_of_other_domains(session)
 
     def conversion(self, session: PassSession, candidates: Sequence[Candidate]) -> StaticConversion:
         """The state of a run: ranges are found, nothing is converted yet.
@@ -265,6 +269,13 @@ def _quantized_values(session: PassSession, node: Any) -> list[Any]:
     except MissedError:
         return []
     return [node.inputs[0]]
+
+
+def _warn_of_other_domains(session: PassSession) -> None:
+    foreign = Counter(op_key(node) for graph in session.view.graphs() for node in graph.nodes if node.domain == DOMAIN)
+    if foreign:
+        ops = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in foreign.most_common(3))
+        session.notes.append(f"{ops} of {DOMAIN}: runtimes that want pairs may not have them; target=portable puts in none")
 
 
 def _is_quantized(node: Any) -> bool:

@@ -117,6 +117,7 @@ def test_attention_that_holds_integers_is_left_alone_in_pairs(tmp_path: Path) ->
     text = " g (float[B, 5, 8] x) => (float[B, 5, 8] y) { [att] y = com.microsoft.Attention<num_heads = 2>(x, w, b) }"
     result = quantized(model_of(text, w=(8, 24), b=(24,)), inputs_of(2, 5, 8), tmp_path, ", weight_pairs=true")
     assert outcomes(result) == [("att", "missed", "QAttention holds integers, and weight_pairs asks for floats")]
+    assert any(note.startswith("1 Attention of com.microsoft") for note in result.report.passes[0].notes)
 
 
 MATRICES = """ g (float[N, 8] x) => (float[N, 12] y, float[N, 12] z) {
