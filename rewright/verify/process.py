@@ -16,8 +16,9 @@ from typing import IO, Any, Final, Literal, Self
 
 import ml_dtypes
 import numpy as np
+from onnx import TensorProto
 
-from rewright.model.carrier import Model
+from rewright.model.carrier import Model, all_graphs
 from rewright.model.errors import RewrightError, UsageError
 from rewright.verify import worker
 
@@ -29,6 +30,7 @@ TOO_SLOW: Final = "took longer than"
 """What messages say of a request that was ended because of its time."""
 
 _STDERR_TAIL: Final = 2000
+_HALVES: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class SessionError(RewrightError):
@@ -163,6 +165,7 @@ class SessionWorker:
             "providers": list(self.providers),
             "threads": threads or self.threads,
             "folder": Model.SESSION_FOLDER,
+            "order": "PRIORITY_BASED" if _has_half_weights(model) else "DEFAULT",
         }
         reply, outputs = self._exchange(header, tensors, model.session_bytes())
         if "load_error" in reply:
@@ -317,6 +320,11 @@ def to_wire(array: np.ndarray) -> worker.Tensor:
         return "string", array
     storage = worker.STORAGE.get(array.dtype.name)
     return array.dtype.name, array if storage is None else array.view(storage)
+
+
+def _has_half_weights(model: Model) -> bool:
+    """Whether ONNX Runtime casts weights to float32 as it runs; in its usual order it casts all of them before anything else."""
+    return any(tensor.data_type in _HALVES for graph in all_graphs(model.proto) for tensor in graph.initializer)
 
 
 def _from_wire(tensor: worker.Tensor) -> np.ndarray:

@@ -164,6 +164,7 @@ def _session(header: Mapping[str, Any], model: bytes) -> "onnxruntime.InferenceS
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, header["optimization"])
     options.intra_op_num_threads = header["threads"]
+    options.execution_order = getattr(onnxruntime.ExecutionOrder, header["order"])
     # Prepacking copies every weight; without it a session maps them from the model's own file.
     options.add_session_config_entry("session.disable_prepacking", "1")
     if header["folder"]:
