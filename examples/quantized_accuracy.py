@@ -249,7 +249,7 @@ def table(rows: list[Row], title: str) -> rich.table.Table:
             f"{100 * row.accuracy:.2f} %",
             f"{row.sqnr:.1f} dB",
             f"{row.bytes / 1000:.0f}",
-            f"{row.quantized} of {row.candidates}",
+            f"{row.quantized} of {row.candidates}" if row.candidates else "",
             row.verdict,
         )
         made.add_row(row.chain, *cells)
