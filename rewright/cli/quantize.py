@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,47 +13,34 @@ from rewright.cli.bench import show as show_times
 from rewright.cli.bench import sizes_of
 from rewright.cli.delivery import conclude, deliver
 from rewright.cli.preflight import check_output, check_report
+from rewright.cli.quantization import (
+    Bits,
+    Calibration,
+    ConfigFile,
+    Exclude,
+    Jobs,
+    LevelBefore,
+    ModeName,
+    Nodes,
+    Operators,
+    PassOptions,
+    PresetName,
+    QuantizingBackend,
+    options_of,
+    options_of_optimum,
+    pass_of,
+    refuse_beside_config,
+    request_of,
+)
 from rewright.model.errors import UsageError
 
 if TYPE_CHECKING:
+    from rewright.integrations.optimum import CompiledQuantization
     from rewright.registry.catalog import Catalog
     from rewright.report.directory import DirectoryReport
     from rewright.report.model import Report
+    from rewright.run import RunResult
     from rewright.tuning.request import QuantizationRequest
-
-ModeName = Annotated[
-    str, typer.Option("--mode", metavar="MODE", help="dynamic (activations at run time), static (calibrated) or weight-only.")
-]
-PresetName = Annotated[
-    str,
-    typer.Option(
-        "--preset", metavar="PRESET", help="auto (this machine), arm64, avx2, avx512, avx512-vnni, ppc64le or tensorrt."
-    ),
-]
-LevelBefore = Annotated[
-    str, typer.Option("-O", "--level", metavar="LEVEL", help="What is done before: a level, or chain text; O0 for nothing.")
-]
-Bits = Annotated[int | None, typer.Option("--bits", metavar="4|8", help="Bits of the weights; 4 for the mode weight-only.")]
-Calibration = Annotated[
-    Path | None,
-    typer.Option("--calibration", metavar="PATH", help="Inputs to measure ranges on: an .npz file or a folder of them."),
-]
-Operators = Annotated[
-    list[str] | None, typer.Option("--operators", metavar="OP", help="Quantize only these ops, such as MatMul; repeatable.")
-]
-Nodes = Annotated[
-    list[str] | None, typer.Option("--nodes", metavar="NAME", help="Quantize only these nodes: names or patterns; repeatable.")
-]
-Exclude = Annotated[
-    list[str] | None, typer.Option("--exclude", metavar="NAME", help="Leave these nodes in float: names or patterns; repeatable.")
-]
-QuantizingBackend = Annotated[str, typer.Option("--backend", metavar="BACKEND", help="Who quantizes: standalone, ort or auto.")]
-PassOptions = Annotated[
-    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the quantizing pass; repeatable.")
-]
-Jobs = Annotated[
-    int | None, typer.Option("--jobs", metavar="N", help="How many nodes are measured at once; by default one a CPU.", min=1)
-]
 
 
 def quantize(
@@ -64,9 +51,10 @@ def quantize(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes.", show_default=False)],
-    mode: ModeName = "dynamic",
-    preset: PresetName = "auto",
-    level: LevelBefore = "O2",
+    config: ConfigFile = None,
+    mode: ModeName = None,
+    preset: PresetName = None,
+    level: LevelBefore = None,
     bits: Bits = None,
     calibration: Calibration = None,
     operators: Operators = None,
@@ -87,7 +75,15 @@ def quantize(
     ] = None,
     threads: Annotated[int, typer.Option("--threads", help="With --no-slower: as in `rewright bench`.", min=0)] = 0,
     jobs: Jobs = None,
-    target: arguments.TargetName = "cpu",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            help="Where the result will run: cpu, cuda, dml or portable (standard ops only). [default: cpu, or what -c says]",
+            show_default=False,
+        ),
+    ] = None,
     verify: Annotated[
         str, typer.Option("--verify", metavar="MODE", help="How much to check; see `rewright optimize --help`.")
     ] = "model",
@@ -96,6 +92,10 @@ def quantize(
     ] = "rollback",
     inputs: arguments.Inputs = None,
     seed: arguments.Seed = 0,
+    file_names: Annotated[
+        list[str] | None,
+        typer.Option("--file", metavar="NAME", help="Take only this .onnx file of a directory; repeatable."),
+    ] = None,
     reports: Annotated[
         list[Path] | None, typer.Option("--report", metavar="FILE", help="Write the report too, as .json or .html; repeatable.")
     ] = None,
@@ -109,18 +109,19 @@ def quantize(
     It runs a chain, which it prints: `rewright optimize -p` runs the same. How much outputs may lose is the budget.
     """
     catalog = arguments.load_catalog(plugins, no_plugins, is_quiet=quiet)
-    request = request_of(
-        mode, preset, level, bits, calibration, operators, nodes, exclude, backend, options_of(settings or (), mode)
-    )
-    text = request.text(catalog)
-    _check(model, output, reports or (), is_measuring=auto_exclude or no_slower)
+    compiled: CompiledQuantization | None = None
+    if config is not None:
+        refuse_beside_config({"--mode": mode, "--preset": preset, "--bits": bits, "--operators": operators, "--nodes": nodes})
+        compiled = options_of_optimum(config, level, exclude or (), backend, settings or (), catalog)
+    _check(model, output, reports or (), file_names)
+    request: QuantizationRequest | None = None
+    if compiled is None:
+        options = options_of(settings or (), pass_of(mode))
+        request = request_of(mode, preset, level, bits, calibration, operators, nodes, exclude, backend, options)
+    elif not model.is_dir():
+        request = compiled.request(calibration)
     if not quiet:
-        detected = request.detected
-        if detected is not None:
-            console.note(f"preset {detected.preset.name}: {detected.reason}")
-            for option in request.unheard(catalog):
-                console.warn(f"the preset {detected.preset.name} also asks for {option}, which the pass does not have.")
-        console.note(f"chain: {text}")
+        _announce(request, compiled, catalog, is_directory=model.is_dir())
 
     from rewright.run import GateError
 
@@ -131,18 +132,29 @@ def quantize(
         "inputs": inputs,
         "seed": seed,
         "budget": budget,
+        "auto_exclude": auto_exclude,
+        "no_slower": no_slower,
+        "sizes": sizes_of(sizes or ()),
+        "threads": threads,
+        "jobs": jobs,
+        "catalog": catalog,
     }
-    measuring = {"auto_exclude": auto_exclude, "no_slower": no_slower, "sizes": sizes_of(sizes or ()), "threads": threads}
     failure: GateError | None = None
+    report: Report | DirectoryReport
+    results: Mapping[str, RunResult] = {}
     with console.progress(not quiet) as progress:
         how["progress"] = progress
         try:
             if model.is_dir():
-                report: Report | DirectoryReport = _quantize_directory(model, output, request, catalog, how)
-            else:
-                report = _quantize_file(model, output, request, catalog, {**how, **measuring, "jobs": jobs}, as_json or quiet)
+                asked = compiled if compiled is not None else request
+                report, results = _quantize_directory(model, output, asked, calibration, file_names, how)
+            elif request is not None:
+                how["target"] = target or (compiled.target if compiled is not None else request.usual_target)
+                report, results = _quantize_file(model, output, request, how)
         except GateError as error:
             failure, report = error, getattr(error, "directory", error.report)
+    if not (as_json or quiet):
+        _tell(results)
     deliver(report, reports or (), as_json, quiet)
     if failure is not None:
         console.error(failure.message, f"Nothing was written to {output}. {failure.hint}".rstrip())
@@ -150,81 +162,73 @@ def quantize(
     return conclude(report, verify, output, quiet)
 
 
-def request_of(
-    mode: str,
-    preset: str,
-    level: str,
-    bits: int | None,
-    calibration: Path | None,
-    operators: Sequence[str] | None,
-    nodes: Sequence[str] | None,
-    exclude: Sequence[str] | None,
-    backend: str,
-    options: dict[str, Any],
-) -> QuantizationRequest:
-    """What the options of a command ask for."""
-    from rewright.passes.contract import Backend
-    from rewright.quant.presets import Mode
-    from rewright.tuning.request import QuantizationRequest
-
-    return QuantizationRequest(
-        cast(Mode, mode),
-        preset,
-        level,
-        bits,
-        calibration,
-        operators or (),
-        nodes or (),
-        exclude or (),
-        cast(Backend, backend),
-        options,
-    )
-
-
-def options_of(settings: Sequence[str], mode: str) -> dict[str, Any]:
-    """The values as chain text spells them; the name of the pass may stand before an option."""
-    from rewright.quant.presets import PASSES
-    from rewright.registry.grammar import parse_value
-
-    found: dict[str, Any] = {}
-    for setting in settings:
-        option, equals, value = setting.partition("=")
-        owner, _, name = option.strip().rpartition(".")
-        if not equals or not name:
-            raise UsageError(f"'{setting}' sets nothing.", "Write OPTION=VALUE, such as reduce_range=true.")
-        if owner and owner != PASSES.get(mode):  # type: ignore[call-overload]
-            raise UsageError(f"--set {option} is of another pass than {mode} runs.", f"It runs {PASSES.get(mode)}.")  # type: ignore[call-overload]
-        found[name] = parse_value(value)
-    return found
-
-
-def _check(model: Path, output: Path, reports: Sequence[Path], *, is_measuring: bool) -> None:
+def _check(model: Path, output: Path, reports: Sequence[Path], file_names: Sequence[str] | None) -> None:
     """What can be said before anything is read."""
     if not model.is_dir():
         check_output(output, model, "the output")
-    elif is_measuring:
-        raise UsageError("--auto-exclude and --no-slower take one model.", "Give an .onnx file of the directory.")
+        if file_names:
+            raise UsageError(f"--file chooses among the files of a directory, and {model} is none.", "Leave it out.")
     for path in reports:
         check_report(path, model)
 
 
+def _announce(
+    request: QuantizationRequest | None,
+    compiled: CompiledQuantization | None,
+    catalog: Catalog,
+    *,
+    is_directory: bool,
+) -> None:
+    """The preset and the chain; of a directory its report has the messages, and, where there is data, the chain."""
+    for message in compiled.messages if compiled is not None and not is_directory else ():
+        (console.warn if message.kind == "warning" else console.note)(str(message))
+    if request is None:
+        return
+    detected = request.detected
+    if detected is not None:
+        console.note(f"preset {detected.preset.name}: {detected.reason}")
+    if is_directory and request.calibration is not None:
+        return  # that may be a folder with an entry for each model
+    if detected is not None:
+        for option in request.unheard(catalog):
+            console.warn(f"the preset {detected.preset.name} also asks for {option}, which the pass does not have.")
+    console.note(f"chain: {request.text(catalog)}")
+
+
 def _quantize_file(
-    model: Path, output: Path, request: QuantizationRequest, catalog: Catalog, how: dict[str, Any], is_silent: bool
-) -> Report:
+    model: Path, output: Path, request: QuantizationRequest, how: dict[str, Any]
+) -> tuple[Report, Mapping[str, RunResult]]:
     from rewright.tuning.quantize import run_request
 
-    result = run_request(model, output, request, catalog=catalog, **how)
-    if not is_silent:
-        if result.kept_in_float:
-            console.note(f"kept in float: {len(result.kept_in_float)} nodes; chain: {result.chain}")
-        if result.speed is not None:
-            show_times(result.speed)
-    return result.report
+    result = run_request(model, output, request, **how)
+    return result.report, {"": result}
 
 
 def _quantize_directory(
-    model: Path, save_dir: Path, request: QuantizationRequest, catalog: Catalog, how: dict[str, Any]
-) -> DirectoryReport:
+    model: Path,
+    save_dir: Path,
+    asked: QuantizationRequest | CompiledQuantization | None,
+    calibration: Path | None,
+    file_names: list[str] | None,
+    how: dict[str, Any],
+) -> tuple[DirectoryReport, Mapping[str, RunResult]]:
     from rewright.integrations import huggingface
 
-    return huggingface.optimize(model, save_dir, chain=request.chain(catalog), **how).report
+    result = huggingface.quantize(model, save_dir, asked, calibration=calibration, file_names=file_names or None, **how)
+    return result.report, result.files
+
+
+def _tell(results: Mapping[str, RunResult]) -> None:
+    """What stays in float, and what was measured."""
+    from rewright.tuning.quantize import QuantizeResult
+
+    for name, result in results.items():
+        if not isinstance(result, QuantizeResult):
+            continue
+        place = f"{name}: " if name else ""
+        if result.kept_in_float:
+            console.note(f"{place}kept in float: {len(result.kept_in_float)} nodes; chain: {result.chain}")
+        if result.speed is not None:
+            if name:
+                console.note(f"{name}:")
+            show_times(result.speed)

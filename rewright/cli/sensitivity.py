@@ -12,7 +12,7 @@ from rich.text import Text
 from rewright.cli import arguments, console
 from rewright.cli.failures import DONE
 from rewright.cli.preflight import check_report
-from rewright.cli.quantize import (
+from rewright.cli.quantization import (
     Bits,
     Calibration,
     Exclude,
@@ -25,6 +25,7 @@ from rewright.cli.quantize import (
     PresetName,
     QuantizingBackend,
     options_of,
+    pass_of,
     request_of,
 )
 from rewright.model.errors import ModelError
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 
 def sensitivity(
     model: arguments.ModelPath,
-    mode: ModeName = "dynamic",
-    preset: PresetName = "auto",
-    level: LevelBefore = "O2",
+    mode: ModeName = None,
+    preset: PresetName = None,
+    level: LevelBefore = None,
     bits: Bits = None,
     calibration: Calibration = None,
     operators: Operators = None,
@@ -62,7 +63,7 @@ def sensitivity(
     `rewright quantize --exclude` leaves nodes out by these names; `--auto-exclude` does so until a budget holds.
     """
     catalog = arguments.load_catalog(plugins, no_plugins, is_quiet=quiet)
-    options = options_of(settings or (), mode)
+    options = options_of(settings or (), pass_of(mode))
     request = request_of(mode, preset, level, bits, calibration, operators, nodes, exclude, backend, options)
     if output is not None:
         check_report(output, model)

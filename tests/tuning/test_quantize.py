@@ -106,7 +106,6 @@ def test_the_command_as_json_and_what_it_refuses(command_line, tmp_path) -> None
     assert "fits no node" in command_line(*command, "--exclude", "/none/*").assert_one_error()
     assert "has no option 'colour'" in command_line(*command, "--set", "colour=3").assert_one_error()
     assert "is of another pass" in command_line(*command, "--set", "gelu.backend=ort").assert_one_error()
-    assert "take one model" in command_line("quantize", tmp_path, "-o", tmp_path / "o", "--auto-exclude").assert_one_error()
 
 
 def test_a_directory_is_quantized_file_by_file(command_line, tmp_path) -> None:

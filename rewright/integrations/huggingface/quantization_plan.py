@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
-from rewright.integrations.optimum import CompiledQuantization, QuantizationConfig, compile_quantization
+from rewright.integrations.optimum import CompiledQuantization, QuantizationConfig, compile_quantization, wording
 from rewright.integrations.optimum.quantizing import config_of
 from rewright.model.carrier import Model
 from rewright.model.errors import SelectionError, UsageError
 from rewright.passes.contract import Backend, Pass, Target
 from rewright.passes.selection import QuantizingPass
-from rewright.passes.session import PassSession
+from rewright.passes.session import PassSession, label
 from rewright.quant.presets import AUTO, Mode, preset_of
 from rewright.registry.catalog import Catalog
 from rewright.registry.options import with_options
@@ -45,7 +46,9 @@ class QuantizationPlan:
     @property
     def messages(self) -> list[str]:
         """What the caller should know of the options."""
-        return [str(message) for message in self.compiled.messages] if self.compiled is not None else []
+        messages = self.compiled.messages if self.compiled is not None else ()
+        # that data is needed needs no saying where it was given, and is an error where not
+        return [str(message) for message in messages if message.text != wording.NEEDS_DATA]
 
     @property
     def external_data(self) -> bool | None:
@@ -148,17 +151,19 @@ def selections(plan: QuantizationPlan, models: Mapping[str, Model]) -> dict[str,
         return {}
     found: dict[str, Selection] = {}
     before = QuantizationRequest(preset=None, level=plan.level)
+    names: dict[str, None] = {}
     for name, model in models.items():
         session = PassSession(plan.step, before.prepared(model, plan.catalog, plan.target), plan.target)
         session.ensure_facts()
+        names |= {label(node): None for graph in session.view.graphs() for node in graph.nodes}
         wanted, left_out = (_fitting(plan.step, session, patterns) for patterns in (nodes, exclude))
         all_of_it = ("*",) if nodes and not wanted else left_out
         found[name] = Selection(wanted, all_of_it, frozenset({*wanted, *left_out}))
     for pattern in (*nodes, *exclude):
         if not any(pattern in each.fits for each in found.values()):
-            raise SelectionError(
-                f"'{pattern}' fits no node of {', '.join(found)}.", "`rewright explain` lists the nodes of a model."
-            )
+            near = get_close_matches(pattern.strip("*"), names, n=3, cutoff=0.4)
+            hint = f"Near names: {', '.join(near)}." if near else "`rewright explain` lists the nodes of a model."
+            raise SelectionError(f"'{pattern}' fits no node of {', '.join(found)}.", hint)
     return found
 
 

@@ -209,5 +209,10 @@ class _Quantization:
                 "target": self.plan.target,
                 "verdict": self.report.verdict,
                 "files": files,
+                **(
+                    {"calibration": compiled.calibration.model_dump(exclude_none=True)}
+                    if compiled is not None and compiled.config.is_static
+                    else {}
+                ),
             },
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from rewright.passes.selection import QuantizingPass
 from rewright.quant.calibration.histogram import BINS
 from rewright.quant.presets import PASSES, Mode
 from rewright.registry.catalog import Catalog, default_catalog
-from rewright.registry.options import chosen_options, configure
+from rewright.registry.options import chosen_options, configure, with_options
 from rewright.tuning.request import QuantizationRequest
 
 TYPES: Final[Mapping[str, str]] = {
@@ -76,6 +76,19 @@ class CompiledQuantization:
     def mode(self) -> Mode:
         """What the quantizing pass is called for."""
         return "static" if self.config.is_static else "dynamic"
+
+    def with_options(self, options: Mapping[str, Any]) -> CompiledQuantization:
+        """The same with options of the pass set anew; ``config`` says then what Optimum's attributes can say of it.
+
+        Raises:
+            UsageError: the pass has no such option, or not that value.
+        """
+        step = with_options(self.step, options)
+        config = config_of(step) or self.config
+        config._remarks, config._external_data = self.config.remarks, self.config.external_data
+        config._optimization = self.config.optimization
+        chain = Chain([*self.chain.passes[:-1], step], catalog=self.chain.catalog)
+        return replace(self, chain=chain, config=config, step=step)
 
     def request(self, calibration: str | PathLike[str] | None = None) -> QuantizationRequest:
         """What ``rewright.quantize`` and the searches of ``rewright.tuning`` take.
