@@ -9,6 +9,7 @@ from typing import Final, Literal
 from rewright.model.carrier import Model
 from rewright.model.mixture import mixture
 from rewright.model.regions import ClaimedSite, GraphIndex, Region, leaving_gaps, regions
+from rewright.ops.widening import rounded
 from rewright.passes.contract import FailurePolicy, Pass, Site
 from rewright.report.model import PassReport, UndoneReport
 from rewright.verify.interface import check_interface
@@ -113,7 +114,18 @@ class _Trial:
                     return f"kernels: {record.kernels.problems[0]}"
             return self._load_problem(model) if gates.loads_kernels and self.step.is_deferred else ""
         record.parity = gates.parity.check(model, self.step.exactness, is_trial=is_trial)
+        if self.step.retypes and record.parity.status == "passed" and gates.parity.lower is not None:
+            record.parity = self._rounded_parity(gates.parity, model) or record.parity
         return f"parity: {record.parity.reason}" if record.parity.status == "failed" else ""
+
+    def _rounded_parity(self, gate: ParityGate, model: Model) -> ParityEvidence | None:
+        """The comparison with each op of half precision rounding its result, as the target does and a CPU does not.
+
+        None where the model does not run that way, or has no half precision.
+        """
+        candidate = rounded(model)
+        evidence = gate.check(candidate, self.step.exactness, is_trial=True) if candidate is not model else None
+        return evidence if evidence is not None and evidence.outputs else None
 
     def _load_problem(self, model: Model) -> str:
         """Why the model does not load although the one before does: nobody has proven what ONNX Runtime's optimizers do."""

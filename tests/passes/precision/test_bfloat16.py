@@ -16,7 +16,7 @@ import rewright
 from rewright.model.carrier import all_graphs
 from rewright.ops.lowering import lower
 from rewright.ops.standard_kernels import runs_in_bfloat16
-from rewright.ops.widening import widened
+from rewright.ops.widening import rounded, widened
 from rewright.passes.precision.bfloat16 import BFloat16
 from rewright.run.options import RunResult
 
@@ -152,6 +152,19 @@ def test_each_op_of_bfloat16_is_computed_in_float32_and_its_result_is_rounded() 
     (found,) = session_of(wide.with_proto(steps)).run(["f"], {"x": x})
     rounded = np.tanh(x.astype(ml_dtypes.bfloat16).astype(np.float32)).astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(found, rounded.astype(np.float32))
+
+
+def test_float16_is_rounded_after_each_op_and_each_fused_op_where_a_cpu_would_not_round() -> None:
+    body = f"""g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w = {EYE}> {{
+        h = Cast<to = 10>(x) v = Cast<to = 10>(w) p = MatMul(h, v)
+        q = com.microsoft.FastGelu(p) r = MatMul(q, v) y = Cast<to = 1>(r)
+    }}"""
+    model = rewright.load(parsed(body, domains=', "com.microsoft" : 1'))
+    x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    (plain,), (found,) = session_of(model).run(None, {"x": x}), session_of(rounded(model)).run(None, {"x": x})
+    np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float32))
+    assert np.any(plain != plain.astype(np.float16).astype(np.float32)), "else the widening would not be needed"
+    np.testing.assert_allclose(found, plain, rtol=2e-3, atol=1e-4)
 
 
 def test_branches_are_widened_and_what_has_no_bfloat16_is_left_as_it_is() -> None:

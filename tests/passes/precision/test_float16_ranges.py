@@ -157,3 +157,27 @@ def test_without_a_run_nothing_is_known_and_nothing_is_converted() -> None:
     assert {entry.reason for entry in session.coverage} == {
         "nobody has measured what values hold, so that nothing is known to fit"
     }
+
+
+@pytest.mark.parametrize(
+    ("target", "budget", "verdict"),
+    [("cuda", None, "passed-with-rollbacks"), ("cuda", "sqnr=20, cosine=0.99", "passed"), ("cpu", None, "passed")],
+)
+def test_what_loses_more_than_float16_has_to_is_undone(target: str, budget: str | None, verdict: str) -> None:
+    """A small difference of large numbers, of which three digits are left; a CPU rounds none of it."""
+    model = parsed("""g (float[N, 4] x) => (float[N, 4] y)
+        <float[4, 4] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}, float far = {100}> {
+        [first] a = MatMul(x, w) [up] b = Add(a, far) [down] c = Sub(b, far) [second] y = MatMul(c, w) }""")
+    inputs = [{"x": np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)}]
+    result = rewright.Chain("float16").run(model, inputs=inputs, budget=budget, target=target)
+    (record,) = result.report.passes
+    assert result.report.verdict == verdict
+    assert record.parity is not None
+    signal = record.parity.outputs[0].sqnr_db
+    assert signal is not None
+    assert (20.0 < signal < 40.0) == (target == "cuda")
+    if verdict != "passed":
+        assert "the budget asks for 40.0 dB" in record.reason
+        assert result.model.proto == model
+        assert result.report.quantization is not None
+        assert {each.quantized for each in result.report.quantization.coverage.values()} == {0}
