@@ -204,3 +204,29 @@ def test_other_widths(options: str, tmp_path: Path) -> None:
 def test_the_other_format_is_refused() -> None:
     with pytest.raises(UsageError, match="format=qdq only"):
         Chain("quantize-static{backend=ort, format=qoperator}")
+
+
+def test_names_that_the_quantizer_would_make_may_be_there_already(tmp_path: Path) -> None:
+    """It writes constants, values and nodes called x_scale, x_QuantizeLinear and so on, whoever else is called so."""
+    text = """ g (float[N, 8] x) => (float[N, 8] z, float[N, 8] y) {
+        [x_QuantizeLinear] x_QuantizeLinear_Output = Mul(x, x_scale)  [s] s = Add(x, x_QuantizeLinear_Output)
+        [a] s_DequantizeLinear_Output = MatMul(s, w)  [b] w_DequantizeLinear_Output = MatMul(x, w_quantized)
+        y = Add(s_DequantizeLinear_Output, x_scale)  z = Mul(w_DequantizeLinear_Output, y) }"""
+    model = model_of(text, w=(8, 8), w_quantized=(8, 8), x_scale=(8,))
+    result = run(model, tmp_path, 8, 8, options=", operators=[MatMul, Add], exclude=[y]")
+    assert result.report.verdict == "passed"
+    assert [outcomes(result)[name] for name in "sab"] == [("quantized", "")] * 3
+    again = run(result.model.proto, tmp_path, 8, 8, options=", operators=[MatMul, Add, Mul], exclude=[y]")
+    assert (again.report.verdict, again.report.passes[0].status) == ("passed", "applied")
+    assert outcomes(again)["z"] == ("quantized", "")
+
+
+@pytest.mark.parametrize("backend", ["ort", "standalone"])
+def test_weights_that_are_listed_among_the_inputs(backend: str, tmp_path: Path) -> None:
+    model = model_of(" g (float[N, 8] x, float[8, 12] w) => (float[N, 12] y) { [q] y = MatMul(x, w) }", w=(8, 12))
+    model.ir_version = 3
+    run(model, tmp_path, 8, 8)
+    result = Chain(f'quantize-static{{backend={backend}, calibration="{tmp_path}"}}').run(model, inputs=tmp_path, budget="sqnr=15")
+    assert (result.report.verdict, outcomes(result)["q"]) == ("passed", ("quantized", ""))
+    result.save(tmp_path / "out.onnx")
+    assert [value.name for value in session(str(tmp_path / "out.onnx")).get_inputs()] == ["x"]
