@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +25,8 @@ _TYPES: Final = {
     "uint4": "QUInt4",
 }
 _SUMS: Final = ("Add", "Mul")
+_ROUNDED: Final = ("Conv", *_SUMS)
+"""Ops whose results are rounded, for whoever reads them."""
 _BIAS: Final = 2
 
 
@@ -57,8 +61,10 @@ def quantize_static(model: bytes, arguments: dict[str, Any]) -> str:
     names = dict(named(proto))
     chosen = [names[output] for output in arguments["outputs"]]
     ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in arguments["ranges"].items()}
-    stands_for = _isolate(proto, set(chosen))
-    ranges |= {alias: ranges[name] for alias, name in stands_for.items()}
+    wanted = set(chosen)
+    isolation = _Isolation(proto, [node for node in proto.graph.node if node.name in wanted])
+    isolation.put_in()
+    ranges |= {alias: ranges[name] for alias, name in (isolation.stands_for | isolation.stands_before).items()}
     _describe(proto, ranges)
     quantizer = QDQQuantizer(
         proto,
@@ -83,45 +89,102 @@ def quantize_static(model: bytes, arguments: dict[str, Any]) -> str:
     )
     quantizer.quantize_model()
     made = quantizer.model.model
-    _join(made, stands_for)
+    isolation.take_out(made)
     target = Path(arguments["folder"]) / "quantized.onnx"
     onnx.save_model(made, target, save_as_external_data=True, location="quantized.onnx.data", size_threshold=1024)
     return str(target)
 
 
-def _isolate(proto: ModelProto, chosen: set[str]) -> dict[str, str]:
-    """Gives the chosen nodes operands that nobody else reads: the quantizer makes every reader of a value read it rounded.
+@dataclass
+class _Isolation:
+    """Operands of the chosen nodes that nobody else reads: the quantizer makes every reader of a value read it rounded.
 
-    Activations get an Identity in between; weights and biases that others read as well, or along another axis, a copy.
+    Activations get an Identity in between, and so do results that are rounded. Weights and biases get another name, as a copy
+    where others read them as well, or along another axis. No other name begins like the new ones, and so none is what the
+    quantizer makes of them.
 
-    Returns:
-        what was put in between, and the value that it stands for.
+    Attributes:
+        stands_for: what was put in between before a node, and the value that it stands for.
+        stands_before: what was put in between after a node, and the value that it gives.
     """
-    graph = proto.graph
-    nodes = [node for node in graph.node if node.name in chosen]
-    held = {tensor.name: tensor for tensor in graph.initializer}
-    rounded = {node.output[0] for node in nodes if node.op_type in ("Conv", *_SUMS)}  # for whoever reads them
-    readers = Counter(name for node in graph.node for name in reads(node)) + Counter(value.name for value in graph.output)
-    uses = Counter(use for node in nodes for use in _constant_uses(node, held))
-    taken = set(held) | set(readers) | {name for node in graph.node for name in node.output}
-    aliases: dict[str, str] = {}
-    copies: dict[tuple[str, Any], str] = {}
-    for node in nodes:
-        for index in (0, 1) if node.op_type in _SUMS else (0,):
-            name = node.input[index]
-            if name not in rounded:
-                node.input[index] = aliases.setdefault(name, _fresh(f"{name}/as_operand", taken))
-        for index, use in enumerate(_constant_uses(node, held), start=1):
-            if readers[use[0]] == uses[use]:
-                continue
-            if use not in copies:
-                copies[use] = _fresh(f"{use[0]}/as_operand", taken)
-                graph.initializer.add().CopyFrom(held[use[0]])
-                graph.initializer[-1].name = copies[use]
-            node.input[index] = copies[use]
-    between = [helper.make_node("Identity", [name], [alias], name=alias) for name, alias in aliases.items()]
-    _put_after_makers(proto, between)
-    return {alias: name for name, alias in aliases.items()}
+
+    proto: ModelProto
+    nodes: list[NodeProto]
+    stands_for: dict[str, str] = field(default_factory=dict)
+    stands_before: dict[str, str] = field(default_factory=dict)
+    _held: dict[str, TensorProto] = field(default_factory=dict)
+    _suffix: str = ""
+
+    def __post_init__(self) -> None:
+        graph = self.proto.graph
+        self._held = {tensor.name: tensor for tensor in graph.initializer}
+        names = [*self._held, *(name for node in graph.node for name in (*node.input, *node.output, node.name))]
+        self._suffix = next(found for found in map("/levels{}".format, count()) if not any(found in name for name in names))
+
+    def put_in(self) -> None:
+        """Changes the operands and results."""
+        self._rename_constants()
+        for node in self.nodes:
+            if node.op_type in _ROUNDED:
+                self.stands_before[node.output[0] + self._suffix] = node.output[0]
+        rounded = set(self.stands_before.values())
+        for node in self.nodes:
+            for index in (0, 1) if node.op_type in _SUMS else (0,):
+                name = node.input[index]
+                node.input[index] = name + self._suffix
+                if name not in rounded:
+                    self.stands_for[name + self._suffix] = name
+            if node.op_type in _ROUNDED:
+                node.output[0] += self._suffix
+        self._put_identities()
+
+    def _rename_constants(self) -> None:
+        graph = self.proto.graph
+        readers = Counter(name for node in graph.node for name in reads(node)) + Counter(value.name for value in graph.output)
+        uses = Counter(use for node in self.nodes for use in _constant_uses(node, self._held))
+        known: dict[tuple[str, Any], str] = {}
+        for node in self.nodes:
+            for index, use in enumerate(_constant_uses(node, self._held), start=1):
+                if use not in known:
+                    name = use[0]
+                    tensor = self._held[name]
+                    if readers[name] != uses[use]:
+                        tensor = graph.initializer.add()
+                        tensor.CopyFrom(self._held[name])
+                    known[use] = tensor.name = f"{name}{self._suffix}/{len(known)}"
+                node.input[index] = known[use]
+
+    def _put_identities(self) -> None:
+        before: dict[str, list[NodeProto]] = {}
+        for alias, name in self.stands_for.items():
+            before.setdefault(name, []).append(helper.make_node("Identity", [name], [alias], name=alias))
+        for alias, name in self.stands_before.items():
+            before.setdefault(alias, []).append(helper.make_node("Identity", [alias], [name], name=alias))
+        made = {name for node in self.proto.graph.node for name in node.output}
+        made.update(self.stands_before.values())
+        ordered = [node for name, nodes in before.items() if name not in made for node in nodes]
+        for node in self.proto.graph.node:
+            pending = [node]
+            while pending:
+                ordered.append(pending.pop())
+                pending.extend(other for name in ordered[-1].output for other in before.get(name, ()))
+        _replace(self.proto.graph.node, ordered)
+
+    def take_out(self, proto: ModelProto) -> None:
+        """Takes out what was put in between, of what the quantizer made of the model."""
+        graph = proto.graph
+        between = {*self.stands_for, *self.stands_before}
+        renamed = dict(self.stands_for)
+        renamed |= {
+            node.input[0]: node.output[0] for node in graph.node if node.op_type == "Identity" and node.name in self.stands_before
+        }
+        kept = [node for node in graph.node if node.name not in between or node.op_type != "Identity"]
+        for node in kept:
+            for names in (node.input, node.output):
+                for index, name in enumerate(names):
+                    names[index] = renamed.get(name, name)
+        _replace(graph.node, kept)
+        _replace(graph.value_info, [value for value in graph.value_info if value.name not in between])
 
 
 def _constant_uses(node: NodeProto, held: dict[str, TensorProto]) -> list[tuple[str, Any]]:
@@ -135,23 +198,10 @@ def _constant_uses(node: NodeProto, held: dict[str, TensorProto]) -> list[tuple[
     return uses
 
 
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
-
-
-def _put_after_makers(proto: ModelProto, between: list[NodeProto]) -> None:
-    waiting: dict[str, NodeProto] = {node.input[0]: node for node in between}
-    ordered = [waiting.pop(name) for name in list(waiting) if not any(name in node.output for node in proto.graph.node)]
-    for node in proto.graph.node:
-        ordered.append(node)
-        ordered.extend(waiting.pop(name) for name in node.output if name in waiting)
-    kept = ModelProto()
-    kept.graph.node.extend(ordered)
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept.graph.node)
+def _replace(field: Any, messages: list[Any]) -> None:
+    kept = [type(each).FromString(each.SerializeToString()) for each in messages]
+    del field[:]
+    field.extend(kept)
 
 
 def _describe(proto: ModelProto, ranges: dict[str, Any]) -> None:
@@ -161,19 +211,3 @@ def _describe(proto: ModelProto, ranges: dict[str, Any]) -> None:
     made = {name for node in graph.node for name in node.output}
     for name in sorted(made.intersection(ranges) - known):
         graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-
-
-def _join(proto: ModelProto, stands_for: dict[str, str]) -> None:
-    """Takes out again what ``_isolate`` has put in between."""
-    kept = [node for node in proto.graph.node if node.name not in stands_for or node.op_type != "Identity"]
-    for node in kept:
-        for index, name in enumerate(node.input):
-            if name in stands_for:
-                node.input[index] = stands_for[name]
-    described = [value for value in proto.graph.value_info if value.name not in stands_for]
-    rest = ModelProto()
-    rest.graph.node.extend(kept)
-    rest.graph.value_info.extend(described)
-    del proto.graph.node[:], proto.graph.value_info[:]
-    proto.graph.node.extend(rest.graph.node)
-    proto.graph.value_info.extend(rest.graph.value_info)

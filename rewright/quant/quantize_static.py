@@ -162,7 +162,7 @@ class QuantizeStatic(QuantizingPass):
         if not self.operators:
             session.coverage[:] = [entry for entry in session.coverage if entry.op not in _SUMS]
             found = [each for each in found if op_key(each.node) not in _SUMS]
-        before = [each for each in found if _is_quantized(each.node)]
+        before = [each for each in found if _is_quantized(session, each.node)]
         session.coverage += [Covered(label(each.node), op_key(each.node), "missed", _QUANTIZED) for each in before]
         return [each for each in found if each not in before]
 
@@ -278,10 +278,17 @@ def _warn_of_other_domains(session: PassSession) -> None:
         session.notes.append(f"{ops} of {DOMAIN}: runtimes that want pairs may not have them; target=portable puts in none")
 
 
-def _is_quantized(node: Any) -> bool:
-    """Whether the weight of a product or convolution comes from integers."""
-    maker = producer(node.inputs[1]) if op_key(node) in (*_PRODUCTS, "Conv") else None
-    return maker is not None and maker.op == "DequantizeLinear"
+def _is_quantized(session: PassSession, node: Any) -> bool:
+    """Whether the weight of a product or convolution, or all that is added or multiplied and the result, goes through integers."""
+    if op_key(node) == _ATTENTION:
+        return False
+    makers = [producer(tensor) for tensor in (node.inputs if op_key(node) in _SUMS else node.inputs[1:2])]
+    if not all(maker is not None and maker.op == "DequantizeLinear" for maker in makers):
+        return False
+    output = node.outputs[0]
+    readers = session.editor.consumers(output)
+    is_rounded = not session.editor.is_graph_output(output) and {reader.op for reader in readers} == {"QuantizeLinear"}
+    return is_rounded or op_key(node) not in _SUMS
 
 
 def _uses(node: Any) -> list[Use]:

@@ -234,6 +234,17 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     assert quantized(once.model.proto, inputs_of(3, 5, 8), tmp_path).report.passes[0].status == "unchanged"
 
 
+def test_sums_that_are_quantized_are_left_alone(tmp_path: Path) -> None:
+    model = model_of(" g (float[N, 8] x) => (float[N, 8] z) { t = Tanh(x)  [a] s = Add(x, t)  [m] y = Mul(s, t)  z = Relu(y) }")
+    for backend in ("standalone", "ort"):
+        options = f",operators=[Add, Mul],backend={backend}"
+        once = quantized(model, inputs_of(16, 8), tmp_path, options, budget="sqnr=15")
+        assert [each[1] for each in outcomes(once)] == ["quantized"] * 2
+        again = quantized(once.model.proto, inputs_of(16, 8), tmp_path, options, budget="sqnr=15")
+        assert again.report.passes[0].status == "unchanged"
+        assert {each[1:] for each in outcomes(again)} == {("missed", "it is quantized already")}
+
+
 def test_ranges_of_a_file_are_used_as_they_are(tmp_path: Path) -> None:
     model = model_of(SHARED, wq=(8, 12), wk=(8, 12), b=(12,))
     sets = inputs_of(3, 5, 8)

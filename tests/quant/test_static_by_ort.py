@@ -219,14 +219,3 @@ def test_names_that_the_quantizer_would_make_may_be_there_already(tmp_path: Path
     again = run(result.model.proto, tmp_path, 8, 8, options=", operators=[MatMul, Add, Mul], exclude=[y]")
     assert (again.report.verdict, again.report.passes[0].status) == ("passed", "applied")
     assert outcomes(again)["z"] == ("quantized", "")
-
-
-@pytest.mark.parametrize("backend", ["ort", "standalone"])
-def test_weights_that_are_listed_among_the_inputs(backend: str, tmp_path: Path) -> None:
-    model = model_of(" g (float[N, 8] x, float[8, 12] w) => (float[N, 12] y) { [q] y = MatMul(x, w) }", w=(8, 12))
-    model.ir_version = 3
-    run(model, tmp_path, 8, 8)
-    result = Chain(f'quantize-static{{backend={backend}, calibration="{tmp_path}"}}').run(model, inputs=tmp_path, budget="sqnr=15")
-    assert (result.report.verdict, outcomes(result)["q"]) == ("passed", ("quantized", ""))
-    result.save(tmp_path / "out.onnx")
-    assert [value.name for value in session(str(tmp_path / "out.onnx")).get_inputs()] == ["x"]
