@@ -92,6 +92,11 @@ def quantize(
         DirectoryGateError: a pass failed, with ``on_failure="raise"``; nothing was written.
     """
     plan = make_quantization_plan(config, mode, level, calibration_config, backend, target, catalog)
+    if plan.mode == "dynamic" and calibration is not None:
+        raise UsageError(
+            "dynamic quantization measures activations at run time and reads no calibration data.",
+            "Leave the calibration out, or quantize statically.",
+        )
     source = read_directory(model_or_dir, file_names)
     names = list(source.models)
     data = calibration if calibration is not None else plan.calibration

@@ -17,7 +17,7 @@ from rewright.model.errors import UsageError
 from rewright.passes.contract import Backend, Pass, Target
 from rewright.passes.selection import QuantizingPass
 from rewright.quant.calibration.histogram import BINS
-from rewright.quant.presets import PASSES, Mode
+from rewright.quant.presets import PASSES, PRESETS, Mode
 from rewright.registry.catalog import Catalog, default_catalog
 from rewright.registry.options import chosen_options, configure, with_options
 from rewright.tuning.request import QuantizationRequest
@@ -268,8 +268,6 @@ class _Compilation:
             )
         if "MatMul" in known:
             known += [op for op in _SAME_PRODUCT[self.mode] if op in quantizes]
-            if "Attention" in quantizes and "Attention" not in known:
-                self.say("operators_to_quantize", wording.PACKED_PROJECTIONS, is_note=True)
         self.options["operators"] = list(dict.fromkeys(known))
         if others:
             self.say("operators_to_quantize", wording.other_operators(", ".join(others), self.pass_class.name))
@@ -285,7 +283,9 @@ class _Compilation:
             else:
                 self.say(option, wording.NO_PAIRS)
         if is_pairs and config.qdq_add_pair_to_weight and config.qdq_dedicated_pair:
-            self.target = "portable"  # TensorRT, which asks for both, knows none of ONNX Runtime's ops
+            # TensorRT asks for both: it knows none of ONNX Runtime's ops, and what else it wants no attribute says
+            self.target = "portable"
+            self.options = {**PRESETS["tensorrt"].of("static"), **self.options}
         axes = config.qdq_op_type_per_channel_support_to_axis
         if axes != CHANNEL_AXES:
             self.say("qdq_op_type_per_channel_support_to_axis", wording.CHANNEL_AXES)
@@ -329,6 +329,9 @@ class _Compilation:
             self.options["backend"] = backend
         step = configure(self.pass_class, self.options)
         chain = Chain([*_chain_of(before, self.catalog), step], catalog=self.catalog)
+        operators = getattr(step, "operators", ())
+        if "MatMul" in operators and "Attention" not in operators and any(each.name == "attention" for each in chain):
+            self.say("operators_to_quantize", wording.PACKED_PROJECTIONS, is_note=True)
         if before != "O0":
             for option in ("nodes_to_quantize", "nodes_to_exclude"):
                 if getattr(self.config, option):

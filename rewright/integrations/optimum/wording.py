@@ -116,9 +116,7 @@ def without_backend(names: str) -> str:
 
 
 def other_operators(names: str, by: str) -> str:
-    return (
-        f"{by} does not quantize {names}: what only moves numbers has no kernel to gain from, and what is left computes in float."
-    )
+    return f"{by} does not quantize {names}: those nodes stay as they are."
 
 
 def names_after(level: str) -> str:
