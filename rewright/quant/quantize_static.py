@@ -279,7 +279,7 @@ def _warn_of_other_domains(session: PassSession) -> None:
 
 
 def _is_quantized(session: PassSession, node: Any) -> bool:
-    """Whether the weight of a product or convolution, or all that is added or multiplied and the result, goes through integers."""
+    """Whether the weight of a product or convolution, or what is added or multiplied and its result, goes through integers."""
     if op_key(node) == _ATTENTION:
         return False
     makers = [producer(tensor) for tensor in (node.inputs if op_key(node) in _SUMS else node.inputs[1:2])]
