@@ -82,7 +82,8 @@ def roles_of(node: Any, opset: int, narrow: np.dtype[Any], target: str) -> Roles
         return _staying(wide, "types of its operands or results are not known")
     domain = normal_domain(node.domain)
     if f"{domain}::{node.op}" in CONTRACTS:
-        obstacle = unsupported(domain, node.op, narrow, target) if _is_judged(target, narrow) else None
+        is_judged = _is_judged(target, narrow)
+        obstacle = unsupported(domain, node.op, narrow, target) if is_judged else _unknown(domain, node.op, narrow)
         if obstacle:
             return _staying(wide, obstacle)
         fixed = _WIDE_RESULTS.get(node.op, ())
@@ -177,6 +178,12 @@ def ops_holding(name: str) -> tuple[str, ...]:
 def _is_judged(target: str, narrow: np.dtype[Any]) -> bool:
     """Whether a missing kernel is an obstacle: for the CPU, ONNX Runtime puts casts around what it has for float32 only."""
     return target != "cpu" or narrow != np.dtype(np.float16)
+
+
+def _unknown(domain: str, op: str, narrow: np.dtype[Any]) -> str | None:
+    """Why an op with a contract cannot be of the type: no target has a kernel, as of ops whose schema does not admit it."""
+    kernels = CONTRACTS[f"{domain}::{op}"].kernels.values()
+    return None if any(narrow.name in held for held in kernels) else f"{domain or 'ai.onnx'}.{op} has no {narrow.name}"
 
 
 def _singles(tensors: Any) -> tuple[bool, ...]:

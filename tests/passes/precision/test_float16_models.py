@@ -50,8 +50,8 @@ def test_exported_models_are_converted_all_but_their_islands(name: str, chain: s
 def test_level_o4_is_for_cuda_and_holds_fused_ops_of_float16(name: str) -> None:
     result = rewright.optimize(ZOO / f"{name}.onnx", level="O4", target="cuda")
     assert result.report.verdict == "passed", result.report.reason
-    record = result.report.passes[-1]
-    assert (record.name, record.status) == ("float16", "applied")
+    (record,) = [record for record in result.report.passes if record.name == "float16"]
+    assert record.status == "applied"
     assert not any("for the target cpu" in note for note in record.notes)
     assert any(node.domain == "com.microsoft" for node in result.model.proto.graph.node)
 
@@ -86,6 +86,22 @@ def test_before_or_after_the_fusions_comes_to_the_same(target: str) -> None:
     assert nodes_of(first)["com.microsoft::BiasGelu"] == (target == "cuda")
     assert nodes_of(first)["com.microsoft::SkipLayerNormalization"] == 1
     assert ops(first).count("Cast") == ops(last).count("Cast") == 2
+
+
+@pytest.mark.parametrize("quantizing", ["quantize-dynamic", "quantize-weights{bits=8}"])
+def test_after_quantization_the_rest_is_converted(quantizing: str) -> None:
+    result = converted(ZOO / "llama.ts17.eager.onnx", f"O2, {quantizing}, float16")
+    assert result.report.verdict == "passed", result.report.reason
+    record = result.report.passes[-1]
+    assert record.status == "applied"
+    integers = {
+        entry.op: (entry.outcome, entry.reason) for entry in record.coverage if "Quantize" in entry.op or "NBits" in entry.op
+    }
+    assert integers == (
+        {"com.microsoft::DynamicQuantizeMatMul": ("missed", "com.microsoft.DynamicQuantizeMatMul has no float16")}
+        if quantizing == "quantize-dynamic"
+        else {"com.microsoft::MatMulNBits": ("quantized", ""), "com.microsoft::GatherBlockQuantized": ("quantized", "")}
+    )
 
 
 @pytest.mark.parametrize("name", ["bert.ts17.sdpa", "llama.ts17.eager"])
