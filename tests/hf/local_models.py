@@ -160,6 +160,7 @@ class Recipe:
     Attributes:
         attentions: attention layers in each file of the export.
         exporting: more arguments of Optimum's exporter.
+        is_taught: whether it learns ``SENTENCES`` by heart, so that it is as sure of its labels as a real classifier is.
     """
 
     task: str
@@ -167,12 +168,15 @@ class Recipe:
     before: Callable[[], Any]
     attentions: dict[str, int] = field(default_factory=lambda: {"model.onnx": LAYERS})
     exporting: dict[str, Any] = field(default_factory=dict)
+    is_taught: bool = False
 
     def make(self, folder: Path) -> None:
         """Writes the PyTorch model and its tokenizer or processor, as a user has them before the export."""
         torch.manual_seed(20)
         made = self.model().eval()
         _spread_vectors(made)
+        if self.is_taught:
+            _teach(made, self.before())
         made.save_pretrained(folder)
         self.before().save_pretrained(folder)
 
@@ -186,6 +190,17 @@ def _spread_vectors(model: torch.nn.Module) -> None:
                 parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
 
 
+def _teach(model: torch.nn.Module, before: hf.PreTrainedTokenizerFast) -> None:
+    """Trains a classifier until it gives every sentence its own label, of those that there are."""
+    batch = before(list(SENTENCES), return_tensors="pt", padding=True)
+    wanted = torch.arange(len(SENTENCES)) % len(NAMES)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(**batch, labels=wanted).loss.backward()
+        optimizer.step()
+
+
 _SEQ2SEQ = {"encoder_model.onnx": LAYERS, "decoder_model.onnx": 2 * LAYERS, "decoder_with_past_model.onnx": 2 * LAYERS}
 _MERGED = _SEQ2SEQ | {"decoder_model_merged.onnx": 4 * LAYERS}
 _SEPARATE = {"no_post_process": True}
@@ -193,6 +208,15 @@ _TEXT2TEXT = "text2text-generation-with-past"
 
 RECIPES = {
     "bert-classes": Recipe("text-classification", lambda: hf.BertForSequenceClassification(_bert(**_labels())), _text),
+    "bert-taught": Recipe(
+        "text-classification", lambda: hf.BertForSequenceClassification(_bert(**_labels())), _text, is_taught=True
+    ),
+    "distilbert-taught": Recipe(
+        "text-classification",
+        lambda: hf.DistilBertForSequenceClassification(_distilbert(**_labels())),
+        _text_without_types,
+        is_taught=True,
+    ),
     "distilbert-classes": Recipe(
         "text-classification", lambda: hf.DistilBertForSequenceClassification(_distilbert(**_labels())), _text_without_types
     ),
