@@ -38,7 +38,8 @@ class Conversion:
     Attributes:
         session: whose view is edited.
         keeping: which nodes are converted.
-        casts: the nodes that were added.
+        casts: the casts that were added.
+        cuts: the nodes that were added to cut masks off.
         constants: what became of constants, by the identity of the node that is their first reader.
         removed: casts that had nothing left to do.
     """
@@ -46,6 +47,7 @@ class Conversion:
     session: PassSession
     keeping: Keeping
     casts: list[Any] = field(default_factory=list)
+    cuts: list[Any] = field(default_factory=list)
     constants: dict[int, list[Rounded]] = field(default_factory=dict)
     removed: list[Any] = field(default_factory=list)
     _made: dict[int, Any] = field(default_factory=dict)
@@ -94,12 +96,24 @@ class Conversion:
         other = make_variable(names.fresh(f"{tensor.name}/{dtype.name}"))
         other.dtype, other.shape = dtype, tensor.shape
         kind = self._elem_type if narrow else TensorProto.FLOAT
-        cast = make_node("Cast", names.fresh(f"{tensor.name}/Cast"), "", [tensor], [other])
+        source = self._cut_off(tensor) if id(tensor) in self.keeping.cut_off else tensor
+        cast = make_node("Cast", names.fresh(f"{tensor.name}/Cast"), "", [source], [other])
         cast.attrs = {"to": int(kind)}
         self.casts.append(cast)
         self._behind.setdefault(id(tensor), []).append(cast)
         self._made[id(tensor)] = other
         return other
+
+    def _cut_off(self, mask: Any) -> Any:
+        """The mask with its lowest numbers raised to one that the narrow type can add to scores."""
+        names = self.session.names
+        least = make_constant(names.fresh(f"{mask.name}/least"), np.array(self.keeping.reach.filler, np.float32))
+        raised = make_variable(names.fresh(f"{mask.name}/raised"))
+        raised.dtype, raised.shape = SINGLE, mask.shape
+        node = make_node("Max", names.fresh(f"{mask.name}/Max"), "", [mask, least], [raised])
+        self.cuts.append(node)
+        self._behind.setdefault(id(mask), []).append(node)
+        return raised
 
     def _narrow_constant(self, tensor: Any, node: Any) -> Any:
         """The constant in the narrow type: itself where nothing reads it as float32, else a second one."""

@@ -20,7 +20,8 @@ class Float16(ReducedPrecision):
        large angles, constants that become zero or infinite. So do variances (the squares of normalisations that are written out),
        sums that may overflow on the way, and what integers are made of.
     3. A constant that is provably nothing but a mask, such as the lowest float32, becomes a quarter of the lowest float16, so
-       that it can be added to scores and to other masks.
+       that it can be added to scores and to other masks. A mask that is computed stays in float32, cut off at that number
+       where attention reads it.
     4. Where float32 neighbours would cost more casts than a cheap op saves, the op stays in float32 as well. If nothing is left,
        the model is unchanged.
     5. Bodies of If, Loop and Scan are converted inside; what they are given and give back stays float32. So do the model's inputs

@@ -73,14 +73,17 @@ class Keeping:
         roles: of each node, by identity.
         reasons: why a node stays in float32, by identity.
         clipped: constants that are cut off, by identity, each with how many numbers of it.
+        cut_off: masks of float32 that are read with their lowest numbers cut off, by identity.
         narrow_inputs, narrow_results: inputs and outputs of the model that become narrow, by identity.
     """
 
     limits: Limits
     reach: Reach
+    has_masks: bool = True
     roles: dict[int, Roles] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     clipped: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    cut_off: set[int] = field(default_factory=set)
     narrow_inputs: set[int] = field(default_factory=set)
     narrow_results: set[int] = field(default_factory=set)
     _unfit: dict[int, str] = field(default_factory=dict)
@@ -161,7 +164,9 @@ class Keeping:
         for tensors, chosen in ((node.outputs, roles.outputs), (node.inputs, roles.inputs)):
             for tensor, role in zip(tensors, chosen, strict=True):
                 if role is Role.NARROW and id(tensor) in self._unfit:
-                    return self._unfit[id(tensor)]
+                    if tensors is node.outputs or not self.has_masks or not self.reach.is_cut_off(node, tensor):
+                        return self._unfit[id(tensor)]
+                    self.cut_off.add(id(tensor))
         for index, (tensor, role) in enumerate(zip(node.inputs, roles.inputs, strict=True)):
             if role is Role.NARROW and is_constant(tensor) and (reason := self._reason_of_constant(node, index, tensor)):
                 return reason
@@ -220,6 +225,8 @@ class Keeping:
 
 
 _MOST_LOOKED_AT: Final = 1 << 16
+_BROADCASTING_MAX: Final = 8
+"""From this opset on Max broadcasts."""
 
 
 def _was_integer(tensor: Any) -> bool:
@@ -255,6 +262,6 @@ def make_keeping(
     reach = Reach(bounds, limits.margin, limits.largest)
     if has_masks:
         reach.look_for_masks(graphs, {id(tensor) for graph in graphs for tensor in graph.outputs})
-    keeping = Keeping(limits, reach)
+    keeping = Keeping(limits, reach, has_masks and opset >= _BROADCASTING_MAX)
     keeping.look(graphs[:1], opset, graphs)
     return keeping

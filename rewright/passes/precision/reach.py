@@ -79,6 +79,19 @@ class Reach:
         """Whether the value is a mask, or a score with one."""
         return id(tensor) in self._on_mask
 
+    def is_cut_off(self, node: Any, tensor: Any) -> bool:
+        """Whether the node reads the value as a mask alone, and nothing but how low it is keeps it from the narrow type.
+
+        Its lowest numbers may then be any that are far below scores, as those of a constant.
+        """
+        found = self._bounds.get(tensor.name)
+        if found is None or node.op == "Softmax" or not self._ends_at(node, tensor):
+            return False
+        low, high = found.measured or found.proven
+        if found.measured is not None:
+            low, high = self._margin * low, min(found.proven[1], self._margin * max(high, 0.0))
+        return low < -self._largest and high <= self._largest
+
     def measured(self, tensor: Any) -> Ends | None:
         """What was measured, where that says something about the narrow model too."""
         found = self._bounds.get(tensor.name)

@@ -125,7 +125,8 @@ class ReducedPrecision(QuantizingPass):
     def _record(self, session: PassSession, conversion: Conversion, converted: list[Any], labels: list[str]) -> None:
         """One site for all: no part of the change makes sense without the others, whose types it relies on."""
         gone = conversion.removed
-        for cast in conversion.casts:
+        made = (*conversion.cuts, *conversion.casts)
+        for cast in made:
             cast.metadata = {"rewright.pass": self.name, "rewright.replaces": ""}
         kept = [node for node in converted if getattr(node, "alive", True)]
         session.sites.append(
@@ -133,12 +134,10 @@ class ReducedPrecision(QuantizingPass):
                 id=f"{self.name}#{len(session.sites)}",
                 graph=session.view.graph.name or "",
                 removed=(*labels, *(name for name in map(label, gone) if name not in set(labels))),
-                added=tuple(map(label, (*kept, *conversion.casts))),
+                added=tuple(map(label, (*kept, *made))),
                 ops_removed=tuple(map(op_key, (*converted, *(node for node in gone if node not in set(converted))))),
-                ops_added=tuple(map(op_key, (*kept, *conversion.casts))),
-                values=tuple(
-                    tensor.name for node in (*converted, *gone, *conversion.casts) for tensor in node.outputs if tensor.name
-                ),
+                ops_added=tuple(map(op_key, (*kept, *made))),
+                values=tuple(tensor.name for node in (*converted, *gone, *made) for tensor in node.outputs if tensor.name),
             )
         )
 
@@ -188,6 +187,9 @@ class ReducedPrecision(QuantizingPass):
             notes.append(
                 f"{len(keeping.reach.fillers)} constants are nothing but masks; their lowest became {keeping.reach.filler:g}"
             )
+        if conversion.cuts:
+            count, least = len(conversion.cuts), keeping.reach.filler
+            notes.append(f"{count} masks of float32 are cut off at {least:g} where attention reads them")
         if session.target == "cpu":
             notes.append(self.cpu_note)
 

@@ -150,6 +150,42 @@ def test_the_lowest_float_of_something_else_stays() -> None:
     assert {"keys", "scores", "context"} <= done(result)
 
 
+ATTENTION = """g (float[N, 3, 8] x, bool[N, 1, 3, 3] valid) => (float[N, 3, 8] y) <float[8, 8] w = {EYE}, float zero = {0},
+    float far = {3.4e38}, float[8, 8] v = {EYE}> {
+    [query] q = MatMul(x, w)
+    [value] u = MatMul(x, v)
+    [low] l = Neg(far)
+    [chosen] m = Where(valid, zero, l)
+    [wide] b = Add(m, UP)
+    [attention] a = com.microsoft.MultiHeadAttention<num_heads = 2>(q, q, u, , , b)
+    [last] y = MatMul(a, w)
+}""".replace("EYE", ",".join(str(int(row == column)) for row in range(8) for column in range(8)))
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_a_computed_mask_is_cut_off_where_attention_reads_it(target: str) -> None:
+    model = parsed(ATTENTION.replace("UP", "zero"), domains=', "com.microsoft" : 1')
+    valid = np.array([[[[1, 1, 0]] * 3], [[[0, 1, 1]] * 3]], np.bool_)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+    result = rewright.Chain("float16").run(model, inputs=[{"x": x, "valid": valid}], target=target)
+    assert result.report.verdict == "passed", result.report.reason
+    assert {"query", "value", "attention", "last"} <= done(result)
+    assert {"chosen", "wide"} <= set(kept(result))
+    assert any("1 masks of float32 are cut off at -16376" in note for note in result.report.passes[-1].notes)
+    (raised,) = [node for node in result.model.proto.graph.node if node.op_type == "Max"]
+    made = types_made(result.model)
+    assert (made["wide"], made[raised.name]) == (FLOAT, FLOAT)
+    assert rewright.Chain("float16").run(result.model, verify="structure").report.passes[-1].status == "unchanged"
+
+
+def test_a_bias_that_is_too_large_in_both_directions_is_no_mask() -> None:
+    model = parsed(ATTENTION.replace("UP", "far"), domains=', "com.microsoft" : 1')
+    inputs = [{"x": np.ones((2, 3, 8), np.float32), "valid": np.array([[[[True, True, False]] * 3]] * 2)}]
+    result = rewright.Chain("float16").run(model, inputs=inputs)
+    assert "attention" in kept(result)
+    assert not any(node.op_type == "Max" for node in result.model.proto.graph.node)
+
+
 def test_without_a_run_nothing_is_known_and_nothing_is_converted() -> None:
     session = PassSession(Float16(), rewright.load(parsed(BLOCK.replace("LARGE", "2"))))
     Float16().apply(session)
