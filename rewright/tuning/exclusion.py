@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rewright.model.carrier import Model
 from rewright.passes.contract import Pass, Target
 from rewright.run.options import Progress
+from rewright.run.probing import broken_probe, probe
 from rewright.tuning.sensitivity import NodeSensitivity, ranking
 from rewright.tuning.trial import Quantizer
 from rewright.verify.budget import QuantizationBudget
@@ -63,8 +64,9 @@ def exclude_until_it_holds(
     with SessionWorker() as worker:
         quantizer = Quantizer(prepared, step, target, worker)
         gate = ParityGate(original, sets, worker, budget=budget)
-        first = _judged(quantizer, gate, [])
-        if first is None or first.status != "failed":
+        gate.keep("quantizing")  # what probes are held to
+        is_held, first = _judged(quantizer, gate, [])
+        if is_held:
             return Exclusion(first=first)
         ranked, _ = ranking(prepared, step, sets, target, jobs, progress)
         names = [entry.node for entry in ranked]
@@ -73,18 +75,21 @@ def exclude_until_it_holds(
             count = (fails + holds) // 2
             if progress is not None:
                 progress(f"trying without {count} nodes", len(names) - (holds - fails), len(names))
-            evidence = _judged(quantizer, gate, names[:count])
-            if evidence is not None and evidence.status == "failed":
-                fails = count
-            else:
-                holds = count
+            is_held, _ = _judged(quantizer, gate, names[:count])
+            fails, holds = (fails, count) if is_held else (count, holds)
     excluded = {entry.node: _reason(entry, budget) for entry in ranked[:holds]}
     return Exclusion(excluded, holds < len(names), ranked, first)
 
 
-def _judged(quantizer: Quantizer, gate: ParityGate, excluded: Sequence[str]) -> ParityEvidence | None:
+def _judged(quantizer: Quantizer, gate: ParityGate, excluded: Sequence[str]) -> tuple[bool, ParityEvidence | None]:
+    """Whether the outputs stay within the budget, and hold what the original holds: a run undoes the pass for either."""
     candidate = quantizer.without(excluded)
-    return None if candidate is None else gate.check(candidate, "quantizing", is_trial=True)
+    if candidate is None:
+        return True, None
+    evidence = gate.check(candidate, "quantizing")
+    if evidence.status == "failed":
+        return False, evidence
+    return not broken_probe(probe(gate, candidate)), evidence
 
 
 def _reason(entry: NodeSensitivity, budget: QuantizationBudget) -> str:

@@ -67,6 +67,16 @@ def test_the_worst_stay_in_float_until_the_budget_holds() -> None:
     assert f'exclude=["{sorted(kept)[0]}"' in strict.chain or f"exclude=[{sorted(kept)[0]}" in strict.chain
 
 
+def test_what_the_end_of_a_run_asks_for_is_held_too() -> None:
+    """One text of a batch may move the others by no more than the budget, and a run undoes the whole pass where it does."""
+    encoder = BERT.with_name("bart_enc.dyn20.eager.onnx")
+    loss = quantize(encoder, preset="avx2", budget="sqnr=10", jobs=1).report.parity.outputs[0].sqnr_db
+    result = quantize(encoder, preset="avx2", budget=f"sqnr={loss + 0.4}", auto_exclude=True, jobs=1)
+    assert result.report.verdict == "passed"
+    assert result.kept_in_float
+    assert quantized_nodes(result.report)
+
+
 def test_a_budget_that_nothing_holds_quantizes_nothing_and_says_so() -> None:
     result = quantize(model(), budget="sqnr=190", auto_exclude=True, **HOW)
     assert quantized_nodes(result.report) == set()
