@@ -41,7 +41,7 @@ def quantize_static(model: bytes, arguments: dict[str, Any]) -> str:
         arguments: "folder" to write to; "root", what external data is relative to; "outputs", the first outputs of the nodes to
             quantize; "ops", their ops; "ranges", [low, high] by value; "activation", "weight", "symmetric",
             "activation_symmetric", "per_channel", "reduce_range", "quantize_bias", "weight_pairs", "dedicated_pairs", see the
-            options of the pass.
+            options of the pass; "contrib_ops", whether to use com.microsoft's ops.
 
     Returns:
         the path of the file.
@@ -82,6 +82,7 @@ def quantize_static(model: bytes, arguments: dict[str, Any]) -> str:
             "QuantizeBias": arguments["quantize_bias"],
             "AddQDQPairToWeight": arguments["weight_pairs"],
             "DedicatedQDQPair": arguments["dedicated_pairs"],
+            "UseQDQContribOps": arguments["contrib_ops"],
             "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
             "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},
             "DefaultTensorType": TensorProto.FLOAT,  # nodes that compute in anything else are not chosen

@@ -22,7 +22,7 @@ from rewright.quant.integer_products import product_of
 from rewright.quant.integer_weights import MissedError
 from rewright.quant.selection import Candidate
 from rewright.quant.static_conversion import StaticConversion
-from rewright.quant.static_layers import filters_of
+from rewright.quant.static_layers import NOT_LOADED, filters_of
 from rewright.quant.weights import Weight, weight_of
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def _quantized(
 ) -> str:
     arguments = {
         **{name: getattr(request, name) for name in _OPTIONS},
+        "contrib_ops": work.moves_wrongly(work.session.view.opset_of(work.session.view.graph)),
         "root": Model.SESSION_FOLDER,
         "folder": str(folder),
         "outputs": list(wanted),
@@ -106,7 +107,10 @@ def _prepare(work: StaticConversion, candidate: Candidate, made: dict[Any, Any])
     node, kind = candidate.node, op_key(candidate.node)
     if candidate.graph is not work.session.view.graph:
         raise MissedError("it is in a body or a function, whose values calibration does not see")
-    work.require_linear(work.builder(candidate))
+    op = work.builder(candidate)
+    work.require_linear(op)
+    if kind in ("Conv", "Add", "Mul") and work.leaves_results(op):
+        raise MissedError(NOT_LOADED)
     if kind in ("MatMul", "Gemm"):
         if product_of(node).use is None:
             raise MissedError("the weight has more than two dimensions")
@@ -136,8 +140,10 @@ def _refuse_bias(node: Any) -> None:
         return
     if attribute(node, "beta", 1.0) != 1.0:
         raise MissedError("ONNX Runtime's quantizer loses what the bias is multiplied by")
-    if len(shape_of(node.inputs[_BIAS]) or ()) != 1:
-        raise MissedError("ONNX Runtime's quantizer takes each bias for a vector")
+    bias, weight = shape_of(node.inputs[_BIAS]), shape_of(node.inputs[1])
+    columns = None if weight is None else weight[0 if attribute(node, "transB", 0) else 1]
+    if bias is None or bias != (columns,):
+        raise MissedError("ONNX Runtime's quantizer takes each bias for a vector with a number for each column")
 
 
 def _materialize(session: PassSession, node: Any, weight: Weight | None, made: dict[Any, Any]) -> None:

@@ -143,12 +143,23 @@ class StaticConversion(Conversion):
             found.floats = self.restored(found, op)
         return found.floats
 
-    def restored(self, found: Activation, op: Builder) -> Value:
-        """A new DequantizeLinear on the integers."""
+    def restored(self, found: Activation, op: Builder, *, is_result: bool = False) -> Value:
+        """A new DequantizeLinear on the integers; ``is_result``: of a node, which any other may read."""
         domain = self._domain(op, self.levels.dtype, None)
+        if is_result and self.moves_wrongly(op.opset):
+            domain = DOMAIN
         result: Value = op.DequantizeLinear(found.levels, found.scale, found.zero_point, domain=domain)
         result.tensor.dtype = np.dtype(np.float32)
         return result
+
+    def moves_wrongly(self, opset: int) -> bool:
+        """Whether ONNX Runtime (1.31, 1.32) fails to load a standard DequantizeLinear in front of Transpose and the like:
+        it moves that behind them, and from opset 21 on writes the zero point of an int8 as uint8."""
+        return self.levels.dtype == "int8" and opset >= _WIDE_SINCE
+
+    def leaves_results(self, op: Builder) -> bool:
+        """Whether what nodes give has to stay floats, for want of a DequantizeLinear that ONNX Runtime loads."""
+        return self.moves_wrongly(op.opset) and self.obstacle("DequantizeLinear") is not None
 
     def is_now(self, tensor: Any, found: Activation) -> None:
         """Takes note that a value of the model comes from integers."""

@@ -19,6 +19,8 @@ from rewright.quant.weights import Weight, weight_of
 
 _EIGHT_BITS: Final = ("int8", "uint8")
 
+NOT_LOADED: Final = "ONNX Runtime fails to load results in int8 at opset 21 and later, in standard ops: use uint8 activations"
+
 
 def result_of(editor: Editor, node: Any) -> tuple[Any, Any | None]:
     """The value that is quantized after a node, and the Relu in between, whose result it then is."""
@@ -42,6 +44,9 @@ def convert_convolution(work: StaticConversion, candidate: Candidate, *, between
     weight, row = filters_of(node), _bias(node)
     work.require_linear(op)
     work.require(node.inputs[0])
+    if work.leaves_results(op):
+        _convert_operands(work, candidate, op, weight, row, between_linear=between_linear)
+        return
     output, follower = result_of(work.editor, node)
     if not between_linear and follower is not None and not _is_relu_free(work, output.name):
         output, follower = node.outputs[0], None
@@ -56,9 +61,21 @@ def convert_convolution(work: StaticConversion, candidate: Candidate, *, between
         inputs = [*_three(work.quantized(node.inputs[0], op)), made.levels, made.scale, made.zero_point, scale, zero_point]
         result = op.QLinearConv(*inputs, *(() if bias is None else bias[:1]), **dict(node.attrs))
         found = work.taken(result, scale, zero_point)
-    last = work.restored(found, op)
+    last = work.restored(found, op, is_result=True)
     work.replace(candidate, [node] if follower is None else [node, follower], op, last, output)
     work.is_now(output, found)
+    work.say_quantized(node, Use(weight, weight.key, False, 0), made)
+
+
+def _convert_operands(
+    work: StaticConversion, candidate: Candidate, op: Builder, weight: Weight, row: Array | None, *, between_linear: bool
+) -> None:
+    """Rounds what a convolution reads, and not what it gives."""
+    if not between_linear:
+        raise MissedError(NOT_LOADED)
+    node, made = candidate.node, _stored(work, weight)
+    bias = None if row is None else work.bias(row, node.inputs[0], made.scale, op)
+    work.replace(candidate, [node], op, _between_linear(work, op, node, made, row, bias), node.outputs[0])
     work.say_quantized(node, Use(weight, weight.key, False, 0), made)
 
 
@@ -89,12 +106,14 @@ def convert_sum(work: StaticConversion, candidate: Candidate) -> None:
     if work.levels.dtype not in _EIGHT_BITS:
         raise MissedError(f"no kernel adds or multiplies {work.levels.dtype}")
     work.require_linear(op)
+    if work.leaves_results(op):
+        raise MissedError(NOT_LOADED)
     output = node.outputs[0]
     for tensor in (*node.inputs, output):
         work.require(tensor)
     operands = [work.floats(tensor, op) for tensor in node.inputs]
     found = work.written(getattr(op, node.op)(*operands), output.name, op)
-    work.replace(candidate, [node], op, work.restored(found, op), output)
+    work.replace(candidate, [node], op, work.restored(found, op, is_result=True), output)
     work.is_now(output, found)
     work.say_quantized_activations(node)
 

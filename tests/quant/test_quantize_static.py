@@ -15,6 +15,7 @@ from onnx import ModelProto, numpy_helper, parser
 from rewright.api import Chain
 from rewright.calibration import calibrate
 from rewright.model.errors import UsageError
+from rewright.passes.contract import Target
 from rewright.run import RunResult
 
 Array = np.ndarray[Any, Any]
@@ -128,6 +129,30 @@ def test_convolutions_and_the_relu_between_stay_in_integers(options: str, tmp_pa
     found = kernels(result, tmp_path)
     assert (found["QLinearConv"], found["Conv"], found["QuantizeLinear"], found["DequantizeLinear"]) == (2, 0, 1, 1)
     assert found["Relu"] == 0
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("backend", ["standalone", "ort"])
+@pytest.mark.parametrize("target", ["cpu", "portable"])
+def test_a_model_loads_with_int8_in_front_of_what_only_moves(opset: int, backend: str, target: Target, tmp_path: Path) -> None:
+    """ONNX Runtime 1.31 and 1.32 move DequantizeLinear behind Transpose, from opset 21 on with a zero point of another type."""
+    text = """ g (float[N, 3, 8, 8] x) => (float[N, 6, 7, 7] y, float[N, 8, 8, 3] z) {
+        [c] h = Conv(x, v)  y = Transpose<perm = [0, 1, 3, 2]>(h)  t = Tanh(x)  n = Sigmoid(x)
+        [a] s = Add(t, n)  z = Transpose<perm = [0, 2, 3, 1]>(s) }"""
+    result = quantized(
+        model_of(text, opset, v=(6, 3, 2, 2)),
+        inputs_of(2, 3, 8, 8),
+        tmp_path,
+        f",activation=int8,backend={backend},operators=[Conv, Add]",
+        target=target,
+    )
+    found = {node: (outcome, reason) for node, outcome, reason in outcomes(result)}
+    is_left = (opset, target) == (21, "portable")
+    assert result.report.verdict == "passed"
+    assert found["a"][0] == ("missed" if is_left else "quantized")
+    assert found["c"][0] == ("missed" if is_left and backend == "ort" else "quantized")
+    ops = kernels(result, tmp_path)
+    assert (ops["QLinearConv"], ops["QLinearAdd"]) == ((0, 0) if is_left else (1, 1))
 
 
 def test_the_bias_of_a_convolution_that_does_not_fit_stays_as_it_is(tmp_path: Path) -> None:

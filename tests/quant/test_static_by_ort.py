@@ -133,6 +133,7 @@ def test_a_weight_that_is_used_as_it_is_and_transposed(tmp_path: Path) -> None:
     [
         ("beta = 0.5", (12,), "loses what the bias is multiplied by"),
         ("transB = 0", (1, 12), "takes each bias for a vector"),
+        ("transB = 0", (1,), "takes each bias for a vector"),
         ("alpha = 0.5", (12,), ""),
         ("transB = 0", (12,), ""),
     ],
