@@ -60,7 +60,7 @@ LEVELS: Mapping[str, str] = {
         " constant-folding, identity-elimination, common-subexpression, dead-code"
     ),
     "O3": "O2, gelu-approximation, dead-code",
-    "O4": "O3, float16",
+    "O4": "O3, float16, identity-elimination",  # what a body passed on is cast to what it gave
 }
 
 

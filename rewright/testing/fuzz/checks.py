@@ -21,6 +21,7 @@ from rewright.model.carrier import Model
 from rewright.model.errors import RewrightError
 from rewright.model.load import load
 from rewright.passes.contract import Target
+from rewright.quant.activations import CalibrationError
 from rewright.registry.catalog import Catalog
 from rewright.report.model import PassReport
 from rewright.run import RunOptions, RunResult, VerifyMode, run_passes
@@ -128,6 +129,9 @@ class Examiner:
         except OutOfTime:
             where = f"no end after {time.perf_counter() - started:.0f} s"
             return Finding("hang", chain, _last(chain), where)
+        except CalibrationError:  # a pass that has to be given data, which no model comes with
+            self.tally.ends["data wanted"] += 1
+            return None
         except RewrightError as error:
             return Finding("crash", chain, _last(chain), f"{type(error).__name__}: {error}")
         except Exception as error:
@@ -205,11 +209,11 @@ def _failure(result: RunResult, chain: str) -> Finding | None:
 
 
 def _is_overdone(record: PassReport) -> bool:
-    """Whether a pass that promises an approximation was undone because the model's outputs move too far.
+    """Whether a pass that promises an approximation, or a budget, was undone because the model's outputs move too far.
 
     Some graphs amplify any difference, such as a normalisation of nearly equal numbers: undoing the pass there is right.
     """
-    return record.exactness == "approximate" and "parity:" in record.reason
+    return record.exactness in ("approximate", "quantizing") and any(told in record.reason for told in ("parity:", "the budget"))
 
 
 def _end(result: RunResult) -> str:
@@ -222,4 +226,4 @@ def _end(result: RunResult) -> str:
 
 
 def _last(chain: str) -> str:
-    return chain.rpartition(",")[2].strip()
+    return chain.rpartition(",")[2].strip().partition("{")[0]

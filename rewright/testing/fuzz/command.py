@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Final, cast, get_args
 
 import typer
 from rich.console import Console
@@ -23,12 +23,17 @@ from rewright.testing.fuzz.process import Assignment, Outcome, fuzz
 DONE, FOUND, UNUSABLE = 0, 1, 2
 DEFAULT_FOLDER = Path("fuzz-findings")
 
+_CALIBRATED: Final = ("quantize-static", "smooth-quant")
+"""Passes that end the run where they are given no data."""
+
 
 def run(
     seconds: Annotated[float, typer.Option(min=0.1, help="How long, at most.")] = 60.0,
     graphs: Annotated[int | None, typer.Option(min=1, help="How many graphs, at most.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same graphs.")] = 0,
-    passes: Annotated[str, typer.Option(metavar="NAMES", help="Passes and levels, with commas; by default all.")] = "",
+    passes: Annotated[
+        str, typer.Option(metavar="NAMES", help="Passes and levels, with commas; by default all that need no data.")
+    ] = "",
     keep: Annotated[Path, typer.Option(metavar="FOLDER", help="Where findings are kept.")] = DEFAULT_FOLDER,
     verify: Annotated[str, typer.Option(metavar="MODE", help="How runs are checked: model, sites or strict.")] = "model",
     target: Annotated[str, typer.Option(metavar="TARGET", help="Where results run: cpu, cuda, dml or portable.")] = "cpu",
@@ -81,7 +86,8 @@ def run(
 
 
 def _names(catalog: Catalog, text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip()) or (*catalog.levels, *catalog)
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = names or (*catalog.levels, *(name for name in catalog if name not in _CALIBRATED))
     for name in names:
         if name not in catalog and name not in catalog.levels:
             raise catalog.unknown(name)
