@@ -18,7 +18,7 @@ from rewright.ops.contract import CONTRACTS
 from rewright.passes.bounds import ValueBounds
 from rewright.passes.precision.operands import Role, Roles, is_single, roles_of
 from rewright.passes.precision.reach import Reach
-from rewright.passes.precision.structures import MOST_RADIANS, always_wide, indices, is_angle, terms_of, variances
+from rewright.passes.precision.structures import MOST_RADIANS, always_wide, indices, is_angle, moved_batches, terms_of, variances
 
 _DIVIDED_BY: Final = {("Div", 1), ("Reciprocal", 0), ("Log", 0), ("Sqrt", 0), ("Pow", 0), ("Add", 0), ("Add", 1), ("Clip", 1)}
 """Operands that must not become zero: what is divided by, and what keeps a divisor from being zero."""
@@ -126,7 +126,7 @@ class Keeping:
                 self._judge_value(tensor)
             if roles.obstacle:
                 self.keep(node, roles.obstacle)
-        for found in (variances(nodes), indices(nodes)):
+        for found in (variances(nodes), indices(nodes), moved_batches(nodes)):
             for node, reason in found:
                 self.keep(node, reason)
         for node in nodes:

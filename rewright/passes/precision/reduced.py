@@ -16,12 +16,10 @@ from rewright.passes.precision.handing_over import hand_over
 from rewright.passes.precision.islands import merge_islands
 from rewright.passes.precision.keeping import Keeping, Limits, in_order, make_keeping
 from rewright.passes.precision.operands import is_single
-from rewright.passes.precision.structures import moved_batches
 from rewright.passes.selection import Candidate, QuantizingPass
 from rewright.passes.session import PassSession, label, op_key
 
 _IN_A_FUNCTION = "it is in a function of the model; the pass inline-functions makes an ordinary node of it"
-_DEADLY = "ONNX Runtime dies of a cast between it and a product, where it optimizes for a CPU"
 _NO_BOUNDS = "nobody has measured what values hold, so that nothing is known to fit"
 
 
@@ -66,13 +64,11 @@ class ReducedPrecision(QuantizingPass):
             return
         keeping = self._decided(session, graphs, [each.node for each in wanted if id(each.graph) in inside])
         nodes = [node for node in in_order(main) if keeping.roles[id(node)].is_choice]
-        self._keep_moved_batches(session, keeping, nodes)
         if self.backend == "ort":
             hand_over(session, keeping, nodes, [each for each in wanted if id(each.graph) in inside])
             return
         returned = {id(tensor) for graph in graphs for tensor in graph.outputs} - keeping.narrow_results
         merge_islands(keeping, nodes, returned)
-        self._keep_moved_batches(session, keeping, nodes)
         converted = [node for node in nodes if keeping.is_narrow(node)]
         labels = [label(node) for node in converted]
         conversion = Conversion(session, keeping)
@@ -114,13 +110,6 @@ class ReducedPrecision(QuantizingPass):
             )
         session.notes.extend(f"could not be measured: {problem}" for problem in found.problems)
         return keeping
-
-    def _keep_moved_batches(self, session: PassSession, keeping: Keeping, nodes: Sequence[Any]) -> None:
-        """For a CPU ONNX Runtime puts a cast before each product; for others one is there if the product stays in float32."""
-        casts_all = session.target in ("cpu", "portable")
-        for node, products in moved_batches(nodes):
-            if casts_all or not all(map(keeping.is_narrow, products)):
-                keeping.keep(node, _DEADLY)
 
     def _record(self, session: PassSession, conversion: Conversion, converted: list[Any], labels: list[str]) -> None:
         """One site for all: no part of the change makes sense without the others, whose types it relies on."""

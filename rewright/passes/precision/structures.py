@@ -140,12 +140,13 @@ def indices(nodes: Iterable[Any]) -> Iterator[tuple[Any, str]]:
         pending.extend(tensor for tensor in node.inputs if (dtype := dtype_of(tensor)) is not None and dtype.kind == "f")
 
 
-def moved_batches(nodes: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """Transposes that put the first axis behind the others, the last one aside, with the products by a matrix that read them.
+def moved_batches(nodes: Iterable[Any]) -> Iterator[tuple[Any, str]]:
+    """Transposes that put the first axis behind the others, the last one aside, before a product by a matrix.
 
     ONNX Runtime dies of a cast to float32 between the two when it loads the model for a CPU with all its optimizations:
     MatmulTransposeFusion moves the cast ahead of the Transpose, then leaves the product as it is, and NchwcTransformer looks at
-    the new nodes, which nobody has resolved (microsoft/onnxruntime#28392).
+    the new nodes, which nobody has resolved (microsoft/onnxruntime#28392). It puts such a cast itself where the product is of
+    float16, also into a model that was made for another target.
     """
     for node in nodes:
         if node.op != "Transpose" or normal_domain(node.domain):
@@ -155,9 +156,8 @@ def moved_batches(nodes: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
         if rank < 3 or perm not in ([*range(1, rank - 1), 0, rank - 1], [*range(1, rank), 0]):
             continue
         products = [user for user in node.outputs[0].outputs if user.op == "MatMul" and not normal_domain(user.domain)]
-        products = [product for product in products if not _has_equal_ranks(product)]
-        if products:
-            yield node, products
+        if not all(map(_has_equal_ranks, products)):
+            yield node, "ONNX Runtime dies of a cast between it and a product, where it optimizes for a CPU"
 
 
 def _has_equal_ranks(product: Any) -> bool:

@@ -203,28 +203,13 @@ def test_a_weight_of_many_megabytes_is_stored_in_half() -> None:
 )
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_a_transpose_that_onnx_runtime_dies_of_on_a_cpu_stays(perm: str, shape: str, stays: bool, target: str) -> None:
+    """The fusion that moves casts would leave unresolved nodes behind. That it loads is checked in passing."""
     body = f"""g (float[{shape}] x) => (float[{shape}] y) <float[4, 4] w = {EYE}> {{
         [before] a = MatMul(x, w)
         [turned] t = Transpose<perm = [{perm}]>(a)
         [behind] y = MatMul(t, w)
     }}"""
-    result = (
-        converted(parsed(body), target=target) if target == "cpu" else rewright.Chain("float16").run(parsed(body), target=target)
-    )
+    result = converted(parsed(body), target=target)
     assert result.report.verdict == "passed"
-    assert {"before", "behind"} <= done(result)
-    assert ("turned" in kept(result)) == (stays and target == "cpu")
-
-
-def test_a_transpose_before_a_product_of_float32_stays_for_each_target() -> None:
-    body = f"""g (float[4, 4, 4] x) => (float[4, 4, 4] y) <float[4, 4] w = {EYE}> {{
-        [before] a = MatMul(x, w)
-        [turned] t = Transpose<perm = [1, 0, 2]>(a)
-        [wide] b = MatMul(t, w)
-        [act] r = Relu(t)
-        [more] c = MatMul(r, w)
-        [sum] y = Add(b, c)
-    }}"""
-    result = rewright.Chain('float16{exclude=["wide"]}').run(parsed(body), target="cuda")
-    check(result.model)
-    assert "turned" in kept(result)
+    assert done(result) == {"before", "behind"} | (set() if stays else {"turned"})
+    assert ("dies of a cast" in kept(result).get("turned", "")) == stays
