@@ -165,6 +165,6 @@ def test_wrong_use_is_one_message(arguments, message):
 
 
 def test_a_pass_that_is_given_no_data_is_no_finding(tmp_path):
-    done = command("--graphs", 6, "--seed", 7, "--keep", tmp_path, "--no-plugins", "--passes", "quantize-static")
+    done = command("--graphs", 20, "--seed", 8, "--keep", tmp_path, "--no-plugins", "--passes", "quantize-static")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "data wanted" in done.stdout

@@ -83,7 +83,7 @@ def _tried(name: str, target: Target, dtype: str, opset: int) -> Trial | None:
     ops = dict.fromkeys(op.replace("::", ".") for site in session.sites for op in site.ops_added if _tells(op))
     if ops:
         return Trial(opset, tuple(ops))
-    reasons = [item.reason for item in (*session.rejections, *session.coverage) if item.reason]
+    reasons = [item.reason for item in session.rejections] + [item.reason for item in session.coverage if item.reason]
     return Trial(opset, reason=_telling([_PLACE.sub("", reason) for reason in reasons]) or _nothing_left(name))
 
 
