@@ -73,7 +73,7 @@ def test_an_ort_config_is_a_chain_and_a_target(command_line, exported, tmp_path)
     assert report["target"] == "cuda"
     assert "gelu" not in {record["name"] for record in report["passes"]}
     assert "attention{mask=bias}" in found["chain"]
-    assert found["chain"].endswith(", float16")  # which the target is for, so that nothing is to be said of it
+    assert ", float16" in found["chain"]  # which the target is for, so that nothing is to be said of it
     assert not any(message.startswith("fp16=True: ") for message in found["messages"])
     kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "optimized" / "encoder_model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds

@@ -25,6 +25,7 @@ from directories import (
 import rewright
 from rewright import Match, PatternPass
 from rewright.integrations.huggingface import optimize
+from rewright.integrations.optimum import AutoOptimizationConfig, OptimizationConfig, compile, save_ort_config
 from rewright.model import save as saving
 
 CHAIN = "layer-norm, gelu, skip-layer-norm"
@@ -259,3 +260,26 @@ def test_progress_counts_all_files(tmp_path: Path) -> None:
         ("model.onnx: layer-norm", 3, 4),
         ("model.onnx: final checks", 4, 4),
     ]
+
+
+@pytest.mark.parametrize(("target", "preset"), [("cpu", {"optimize_for_gpu": False}), ("cuda", {})])
+def test_the_record_of_a_level_with_float16_is_that_level_again(target: Any, preset: dict[str, Any], tmp_path: Path) -> None:
+    source = make_directory(tmp_path / "exported", model=BERT)
+    optimize(source, tmp_path / "optimized", "O4", target=target)
+    read = OptimizationConfig.from_pretrained(tmp_path / "optimized")
+    wanted = AutoOptimizationConfig.O4()
+    for name, value in preset.items():
+        setattr(wanted, name, value)
+    assert read.chosen() == wanted.chosen()
+    assert compile(read).chain == rewright.Chain("O4")
+    assert compile(read).target == target
+
+
+def test_weights_go_beside_the_model_where_an_ort_config_asks_for_it(tmp_path: Path) -> None:
+    source = make_directory(tmp_path / "exported", model=BERT)
+    save_ort_config(tmp_path, AutoOptimizationConfig.O1(), use_external_data_format=True)
+    config = OptimizationConfig.from_pretrained(tmp_path)
+    optimize(source, tmp_path / "optimized", config)
+    assert (tmp_path / "optimized" / "model.onnx_data").stat().st_size > 0.5 * BERT.stat().st_size
+    wanted, got = (outputs_of(folder / "model.onnx", token_feeds()) for folder in (source, tmp_path / "optimized"))
+    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-4, atol=1e-5)

@@ -78,8 +78,14 @@ def _level(name: str, catalog: Catalog, backend: Backend) -> Chain:
     return made if backend == "standalone" else made.with_backend(backend)[0]
 
 
+def _with_float16(for_gpu: bool) -> OptimizationConfig:
+    """As Optimum's O4, but for the device that was asked for: Optimum's is always for a GPU."""
+    return AutoOptimizationConfig.O3(for_gpu=for_gpu, fp16=True)
+
+
 _PRESETS: Final[Mapping[str | None, Callable[..., OptimizationConfig]]] = {
     "O1": AutoOptimizationConfig.O1,
     "O2": AutoOptimizationConfig.O2,
     "O3": AutoOptimizationConfig.O3,
+    "O4": _with_float16,
 }

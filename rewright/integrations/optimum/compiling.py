@@ -197,10 +197,10 @@ class _Compilation:
             self.say("optimize_for_gpu", wording.SESSION_IS_FOR_CPU)
 
     def choose_precision(self) -> None:
-        """float16 comes last: what is fused by then is converted as it is."""
+        """float16 comes after the fusions, as at the level O4: what is fused by then is converted as it is."""
         if not self.config.fp16:
             return
-        self.steps.append(self.catalog.get("float16")())
+        self.steps.extend(self._chain("O4").passes[len(self._chain("O3")) :])
         if self.target == "cpu":
             self.say("fp16", wording.FLOAT16_ON_CPU, is_note=True)
 
