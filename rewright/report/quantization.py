@@ -19,14 +19,12 @@ def quantization_of(passes: Iterable[PassReport], budget: str) -> QuantizationRe
     records = [record for record in passes if record.exactness == "quantizing"]
     if not records:
         return None
-    found: dict[tuple[str, str], CoveredReport] = {}
+    nodes: dict[tuple[str, str], list[CoveredReport]] = {}
     for record in records:
-        for entry in _as_kept(record):
-            key = entry.op, entry.node
-            if key not in found or found[key].outcome != "quantized":
-                found[key] = entry
+        _take_in(nodes, _as_kept(record))
+    found = [entry for entries in nodes.values() for entry in entries]
     summary = QuantizationReport(budget=budget)
-    for entry in found.values():
+    for entry in found:
         counts = summary.coverage.setdefault(entry.op, OpCoverage())
         counts.total += 1
         if entry.outcome == "quantized":
@@ -35,9 +33,27 @@ def quantization_of(passes: Iterable[PassReport], budget: str) -> QuantizationRe
             summary.bytes_after += entry.bytes_after
         else:
             summary.missed.append(entry)
-    measured = [entry for entry in found.values() if entry.outcome == "quantized" and entry.error is not None]
+    measured = [entry for entry in found if entry.outcome == "quantized" and entry.error is not None]
     summary.worst = sorted(measured, key=lambda entry: -(entry.worst_error or entry.error or 0.0))[:_MOST_WORST]
     return summary
+
+
+def _take_in(nodes: dict[tuple[str, str], list[CoveredReport]], entries: Iterable[CoveredReport]) -> None:
+    """Adds what one pass says of its nodes: of one that no pass before has quantized it takes the place.
+
+    Several nodes may have one name, in the branches of an If: there are as many as the pass that names the most of them says.
+    """
+    by_name: dict[tuple[str, str], list[CoveredReport]] = {}
+    for entry in entries:
+        by_name.setdefault((entry.op, entry.node), []).append(entry)
+    for key, given in by_name.items():
+        known = nodes.setdefault(key, [])
+        left = [place for place, entry in enumerate(known) if entry.outcome != "quantized"]
+        for entry in given:
+            if left:
+                known[left.pop(0)] = entry
+            elif len(known) < len(given):
+                known.append(entry)
 
 
 def doubts(passes: Iterable[PassReport], parity: ParityEvidence | None) -> list[str]:
