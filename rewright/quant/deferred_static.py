@@ -64,7 +64,8 @@ def quantize_static(model: bytes, arguments: dict[str, Any]) -> str:
     wanted = set(chosen)
     isolation = _Isolation(proto, [node for node in proto.graph.node if node.name in wanted])
     isolation.put_in()
-    ranges |= {alias: ranges[name] for alias, name in (isolation.stands_for | isolation.stands_before).items()}
+    aliases = isolation.stands_for | isolation.stands_before
+    ranges |= {alias: ranges[name] for alias, name in aliases.items() if name in ranges}
     _describe(proto, ranges)
     quantizer = QDQQuantizer(
         proto,
@@ -100,9 +101,9 @@ def quantize_static(model: bytes, arguments: dict[str, Any]) -> str:
 class _Isolation:
     """Operands of the chosen nodes that nobody else reads: the quantizer makes every reader of a value read it rounded.
 
-    Activations get an Identity in between, and so do results that are rounded. Weights and biases get another name, as a copy
-    where others read them as well, or along another axis. No other name begins like the new ones, and so none is what the
-    quantizer makes of them.
+    Activations get an Identity in between, and so do results that are rounded, and biases that are inputs with a default. Weights
+    and biases get another name, as a copy where others read them as well, or along another axis. No other name begins like the
+    new ones, and so none is what the quantizer makes of them.
 
     Attributes:
         stands_for: what was put in between before a node, and the value that it stands for.
@@ -114,12 +115,19 @@ class _Isolation:
     stands_for: dict[str, str] = field(default_factory=dict)
     stands_before: dict[str, str] = field(default_factory=dict)
     _held: dict[str, TensorProto] = field(default_factory=dict)
+    _given: set[str] = field(default_factory=set)
+    _defaults: list[TensorProto] = field(default_factory=list)
+    _domains: dict[str, str] = field(default_factory=dict)
     _suffix: str = ""
 
     def __post_init__(self) -> None:
         graph = self.proto.graph
-        self._held = {tensor.name: tensor for tensor in graph.initializer}
-        names = [*self._held, *(name for node in graph.node for name in (*node.input, *node.output, node.name))]
+        self._given = {value.name for value in graph.input}  # an initializer of theirs is a default, and no constant
+        self._held = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in self._given}
+        defaults = [tensor for tensor in graph.initializer if tensor.name in self._given]
+        self._defaults = [TensorProto.FromString(tensor.SerializeToString()) for tensor in defaults]
+        self._domains = {node.name: node.domain for node in graph.node}
+        names = [*self._given, *self._held, *(name for node in graph.node for name in (*node.input, *node.output, node.name))]
         self._suffix = next(found for found in map("/levels{}".format, count()) if not any(found in name for name in names))
 
     def put_in(self) -> None:
@@ -135,6 +143,9 @@ class _Isolation:
                 node.input[index] = name + self._suffix
                 if name not in rounded:
                     self.stands_for[name + self._suffix] = name
+            if node.op_type not in _SUMS and len(node.input) > _BIAS and node.input[_BIAS] in self._given:
+                self.stands_for[node.input[_BIAS] + self._suffix] = node.input[_BIAS]
+                node.input[_BIAS] += self._suffix
             if node.op_type in _ROUNDED:
                 node.output[0] += self._suffix
         self._put_identities()
@@ -179,8 +190,11 @@ class _Isolation:
         renamed |= {
             node.input[0]: node.output[0] for node in graph.node if node.op_type == "Identity" and node.name in self.stands_before
         }
+        held = {tensor.name for tensor in graph.initializer}
+        graph.initializer.extend(tensor for tensor in self._defaults if tensor.name not in held)  # it drops those nobody reads
         kept = [node for node in graph.node if node.name not in between or node.op_type != "Identity"]
         for node in kept:
+            node.domain = self._domains.get(node.name, node.domain)  # it loses those of nodes with bodies
             for names in (node.input, node.output):
                 for index, name in enumerate(names):
                     names[index] = renamed.get(name, name)

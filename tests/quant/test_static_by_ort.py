@@ -14,6 +14,8 @@ from onnx import ModelProto, numpy_helper, parser
 
 from rewright.api import Chain
 from rewright.model.errors import UsageError
+from rewright.quant.deferred_static import quantize_static
+from rewright.quant.quantize_static import QuantizeStatic
 from rewright.run import RunResult
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -78,6 +80,15 @@ def test_convolutions_are_quantized_in_place(tmp_path: Path) -> None:
     result = run(model_of(text, w=(4, 3, 3, 3), b=(4,)), tmp_path, 2, 3, 8, 8)
     assert (result.report.verdict, outcomes(result)) == ("passed", {"c": ("quantized", "")})
     assert kernels(result, tmp_path)["QLinearConv"] == 1
+
+
+def test_a_bias_that_is_an_input_with_a_default_stays_one(tmp_path: Path) -> None:
+    text = " g (float[N, 8] x, float[12] b, float[3] unused) => (float[N, 12] y) { [g] y = Gemm(x, w, b) }"
+    result = run(model_of(text, w=(8, 12), b=(12,), unused=(3,)), tmp_path, 16, 8)
+    assert (result.report.verdict, outcomes(result)) == ("passed", {"g": ("quantized", "")})
+    result.save(tmp_path / "out.onnx")
+    feeds = {"x": np.zeros((1, 8), np.float32), "b": np.full(12, 7, np.float32)}
+    assert session(str(tmp_path / "out.onnx")).run(None, feeds)[0].tolist() == [[7.0] * 12]
 
 
 def test_our_own_form_costs_about_the_same(tmp_path: Path) -> None:
@@ -220,3 +231,17 @@ def test_names_that_the_quantizer_would_make_may_be_there_already(tmp_path: Path
     again = run(result.model.proto, tmp_path, 8, 8, options=", operators=[MatMul, Add, Mul], exclude=[y]")
     assert (again.report.verdict, again.report.passes[0].status) == ("passed", "applied")
     assert outcomes(again)["z"] == ("quantized", "")
+
+
+def test_nodes_with_bodies_keep_their_domain(tmp_path: Path) -> None:
+    """The quantizer makes them anew when it drops initializers that nobody reads, and forgets it."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "org.example" : 1]>
+        g (float[2, 8] x, bool c) => (float[2, 8] y, float[2, 8] z) {
+        y = MatMul(x, w)  z = org.example.Odd(c) <body = b () => (float[2, 8] p) { p = Identity(x) }> }"""
+    model = parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(8, dtype=np.float32), "w"))
+    options = QuantizeStatic(use_run_inputs=True).model_dump()
+    arguments = {"folder": str(tmp_path), "root": "/", "outputs": ["y"], "ops": ["MatMul"], "ranges": {"x": [-1, 1]}}
+    path = quantize_static(model.SerializeToString(), {**options, **arguments, "contrib_ops": False})
+    found = Counter((node.domain, node.op_type) for node in onnx.load(path).graph.node)
+    assert found == {("", "MatMul"): 1, ("org.example", "Odd"): 1, ("", "QuantizeLinear"): 1, ("", "DequantizeLinear"): 2}
