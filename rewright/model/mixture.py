@@ -132,7 +132,9 @@ class _Mixture:
         missing = [name for name in read if name not in self.after.constants and name in self.before.constants]
         proto.graph.initializer.extend(self.before.constants[name] for name in sorted(missing) if name not in self.after.producer)
         made = {name for node in self._ordered for name in node.output}
-        _keep(proto.graph.initializer, lambda tensor: tensor.name not in made)  # folded by a region that is undone
+        # what a region that is undone has folded, and what the pass has brought in for it
+        needed = read | set(self.before.constants)
+        _keep(proto.graph.initializer, lambda tensor: tensor.name in needed and tensor.name not in made)
         again = {name for node in restored for name in node.output}
         _keep(proto.graph.value_info, lambda value: value.name not in again)  # what it says may be of another type
         described = {value.name for value in proto.graph.value_info}

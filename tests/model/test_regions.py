@@ -110,6 +110,20 @@ def test_a_folded_constant_is_undone_with_its_node() -> None:
     assert [node.op_type for node in mixed.proto.graph.node] == ["Neg", "Mul"]
 
 
+def test_what_a_pass_brought_in_for_an_undone_region_goes_with_it() -> None:
+    before, after = indexes(
+        """g (float[2] x) => (float[2] y, float[2] z) <float[2] k = {1, 2}, float[2] idle = {0, 0}> {
+            y = Mul(x, k) z = Add(x, k) }""",
+        """g (float[2] x) => (float[2] y, float[2] z) <float[2] m = {1, 2}, float[2] a = {1, 2}, float[2] idle = {0, 0}> {
+            y = Mul(x, m) z = Add(x, a) }""",
+    )
+    first, _ = regions(before, after)
+    mixed = mixture(before, after, [first])
+    assert mixed is not None
+    assert {tensor.name for tensor in mixed.proto.graph.initializer} == {"k", "a", "idle"}
+    assert [list(node.input) for node in mixed.proto.graph.node] == [["x", "k"], ["x", "a"]]
+
+
 def test_a_constant_that_changed_its_value_changes_who_reads_it() -> None:
     before, after = indexes(
         "g (float[2] x) => (float[2] y) <float[2] k = {1, 2}> { y = Mul(x, k) }",
