@@ -6,13 +6,14 @@ import math
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from onnx import ModelProto, TypeProto, ValueInfoProto, helper
+from pydantic import AfterValidator
 
 from rewright.model.carrier import Model
 from rewright.model.errors import SelectionError
@@ -44,14 +45,26 @@ def calibration_sets(place: str) -> list[Path]:
     return found
 
 
-def check_sets(model: Model, sets: Sequence[Path]) -> None:
-    """Holds the names in the files against the inputs of the model.
+def _there(place: str | None) -> str | None:
+    if place is not None:
+        calibration_sets(place)
+    return place
+
+
+CalibrationPath = Annotated[str | None, AfterValidator(_there)]
+"""An option that names an .npz file, or a folder of them."""
+
+
+def check_sets(model: Model, sets: Sequence[Path]) -> str:
+    """Holds the names in the files against the inputs of the model; says which no input takes, or nothing.
 
     Raises:
         CalibrationError: a file lacks an input, or cannot be read.
     """
     given = {tensor.name for tensor in model.proto.graph.initializer}
+    inputs = {value.name for value in model.proto.graph.input}
     wanted = [value.name for value in model.proto.graph.input if value.name not in given]
+    unknown: dict[str, None] = {}
     for path in sets:
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -59,10 +72,18 @@ def check_sets(model: Model, sets: Sequence[Path]) -> None:
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             message = f"the calibration set {path} cannot be read: {error}."
             raise CalibrationError(message, "Write it with numpy.savez.") from error
+        unknown |= dict.fromkeys(sorted(name for name in names - inputs if not name.startswith("__")))
         lacking = [name for name in wanted if name not in names]
         if lacking:
             hint = f"It holds {', '.join(sorted(names)) or 'nothing'}; the model takes {', '.join(wanted)}."
             raise CalibrationError(f"the calibration set {path} lacks the input '{lacking[0]}'.", hint)
+    return left_out(unknown)
+
+
+def left_out(names: Iterable[str]) -> str:
+    """That columns of calibration data were left out, in a sentence; nothing where there are none."""
+    listed = ", ".join(f"'{name}'" for name in names)
+    return f"calibration data has {listed}, which no input of the model takes: left out" if listed else ""
 
 
 def moments_of(

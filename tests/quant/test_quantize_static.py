@@ -270,6 +270,15 @@ def test_sums_that_are_quantized_are_left_alone(tmp_path: Path) -> None:
         assert {each[1:] for each in outcomes(again)} == {("missed", "it is quantized already")}
 
 
+def test_what_no_input_takes_is_told(tmp_path: Path) -> None:
+    sets = inputs_of(3, 5, 8)
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "more.npz", **sets[0], label=np.zeros(3), __made_by__=np.zeros(1))  # type: ignore[arg-type]
+    result = quantized(model_of(SHARED, wq=(8, 12), wk=(8, 12), b=(12,)), sets, tmp_path)
+    wanted = "calibration data has 'label', which no input of the model takes: left out"
+    assert result.report.passes[0].notes == [wanted, "1 ranges by minmax on 5 input sets"]
+
+
 def test_ranges_of_a_file_are_used_as_they_are(tmp_path: Path) -> None:
     model = model_of(SHARED, wq=(8, 12), wk=(8, 12), b=(12,))
     sets = inputs_of(3, 5, 8)

@@ -14,7 +14,7 @@ from onnx import helper
 
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
-from rewright.quant.activations import calibration_sets
+from rewright.quant.activations import calibration_sets, left_out
 
 Data = str | PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
@@ -36,10 +36,7 @@ class CalibrationFiles:
     @property
     def message(self) -> str:
         """What was left out, in a sentence; empty where nothing was."""
-        if not self.left_out:
-            return ""
-        names = ", ".join(f"'{name}'" for name in self.left_out)
-        return f"calibration data has {names}, which no input of the model takes: left out"
+        return left_out(self.left_out)
 
 
 def files_of(model: Model, data: Data, folder: Path) -> CalibrationFiles:
@@ -66,7 +63,7 @@ def files_of(model: Model, data: Data, folder: Path) -> CalibrationFiles:
         raise UsageError(f"calibration data of the type {type(data).__name__} holds no samples.", "Give a path or mappings.")
     inputs, optional = _inputs(model)
     paths: list[Path] = []
-    left_out: dict[str, None] = {}
+    unknown: dict[str, None] = {}
     for number, sample in enumerate(samples):
         if not hasattr(sample, "keys") or not hasattr(sample, "__getitem__"):
             hint = "Give mappings of input name to array: {'input_ids': array, ...}."
@@ -76,12 +73,12 @@ def files_of(model: Model, data: Data, folder: Path) -> CalibrationFiles:
         if lacking:
             hint = f"It holds {', '.join(names) or 'nothing'}; the model takes {', '.join(inputs)}."
             raise UsageError(f"sample {number} of the calibration data lacks the input '{lacking[0]}'.", hint)
-        left_out |= dict.fromkeys(name for name in names if name not in inputs)
+        unknown |= dict.fromkeys(name for name in names if name not in inputs)
         paths.append(folder / f"{number:08d}.npz")
         _write(paths[-1], {name: _array(number, name, sample[name], *inputs[name]) for name in names if name in inputs})
     if not paths:
         raise UsageError("the calibration data holds no sample.", "Give at least one mapping of input name to array.")
-    return CalibrationFiles(paths, tuple(left_out))
+    return CalibrationFiles(paths, tuple(unknown))
 
 
 def _inputs(model: Model) -> tuple[dict[str, tuple[np.dtype[Any], int | None]], set[str]]:

@@ -56,7 +56,9 @@ def ranges_of(
     Raises:
         CalibrationError: the sets do not fit the model.
     """
-    check_sets(model, sets)
+    unknown = check_sets(model, sets)
+    if unknown:
+        session.notes.append(unknown)
     groups = list(_groups(session, model, sets, names))
     found: dict[str, tuple[float, float]] = {}
     how = {"histogram": method.needs_histogram, "averaging": method.averaging}
