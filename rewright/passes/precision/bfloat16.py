@@ -20,7 +20,7 @@ class BFloat16(ReducedPrecision):
     the target cpu only what it has kernels for is converted.
 
     Where no budget is given, outputs have to keep 25 dB: three binary digits fewer are 18 dB, and of the exported models
-    that keep 45 dB and more in float16 the worst keeps 31 dB in bfloat16.
+    that keep 44 dB and more in float16 the worst keeps 31 dB in bfloat16.
 
     Source: the op schemas of ONNX say which ops take it.
     """

@@ -33,7 +33,7 @@ class Float16(ReducedPrecision):
     it needs the weights in memory, keeps the interface, and masks of the lowest float32 keep their softmax in float32.
 
     Where no budget is given, outputs have to keep 40 dB, noise of a hundredth of the signal. Exported models of two to twelve
-    layers keep 45 dB and more, most of them 60, on rows that are no padding; a value that overflows, or vanishes, costs far
+    layers keep 44 dB and more, most of them 60, on rows that are no padding; a value that overflows, or vanishes, costs far
     more than the difference. For another target than a CPU the comparison rounds after each op, as the target does.
 
     Put it last: the fusions find a normalisation that is written out in either type, but an island of float32 stays one.
