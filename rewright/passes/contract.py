@@ -134,7 +134,8 @@ class Pass(BaseModel):
 
     def parts(self) -> tuple[Self, ...]:
         """The steps that it stands for: with the backend "auto" its own rewrite, then ONNX Runtime's for what is left."""
-        if self.backend != "auto" or self.ort is None or self.ort.declines:
+        by_ort = self.ort is not None and not self.ort.declines
+        if self.backend != "auto" or not (by_ort or self.carrier):
             return (self,)
         return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort"})
 

@@ -36,13 +36,7 @@ def quantize_dynamic(model: bytes, arguments: dict[str, Any]) -> str:
     from onnxruntime.quantization import QuantizationMode, QuantType
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 
-    proto = ModelProto.FromString(model)
-    onnx.load_external_data_for_model(proto, arguments["root"])
-    for graph in all_graphs(proto):
-        for tensor in graph.initializer:
-            inline(tensor)
-    names = dict(named(proto))
-    chosen = [names[output] for output in arguments["outputs"]]
+    proto, chosen = unpacked(model, arguments)
     hidden = list(_hide(proto, set(chosen)))
     quantizer = ONNXQuantizer(
         proto,
@@ -71,13 +65,24 @@ def quantize_dynamic(model: bytes, arguments: dict[str, Any]) -> str:
     return str(target)
 
 
-def inline(tensor: TensorProto) -> None:
+def unpacked(model: bytes, arguments: dict[str, Any]) -> tuple[ModelProto, list[str]]:
+    """The model with its weights in it, and the names of the nodes that are to be quantized."""
+    proto = ModelProto.FromString(model)
+    onnx.load_external_data_for_model(proto, arguments["root"])
+    for graph in all_graphs(proto):
+        for tensor in graph.initializer:
+            _inline(tensor)
+    names = dict(_named(proto))
+    return proto, [names[output] for output in arguments["outputs"]]
+
+
+def _inline(tensor: TensorProto) -> None:
     if tensor.data_location == TensorProto.EXTERNAL:
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
 
 
-def named(proto: ModelProto) -> Iterator[tuple[str, str]]:
+def _named(proto: ModelProto) -> Iterator[tuple[str, str]]:
     """First output and name of each node; those without a name of their own get one, for the quantizer chooses by name."""
     seen: set[str] = set()
     for node in all_nodes(proto):

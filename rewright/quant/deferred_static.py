@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from rewright.model.carrier import all_graphs
 from rewright.model.regions import reads
-from rewright.quant.deferred import inline, named
+from rewright.quant.deferred import unpacked
 
 _TYPES: Final = {
     "int8": "QInt8",
@@ -53,13 +52,7 @@ def quantize_static(model: bytes, arguments: dict[str, Any]) -> str:
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    proto = ModelProto.FromString(model)
-    onnx.load_external_data_for_model(proto, arguments["root"])
-    for graph in all_graphs(proto):
-        for tensor in graph.initializer:
-            inline(tensor)
-    names = dict(named(proto))
-    chosen = [names[output] for output in arguments["outputs"]]
+    proto, chosen = unpacked(model, arguments)
     ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in arguments["ranges"].items()}
     wanted = set(chosen)
     isolation = _Isolation(proto, [node for node in proto.graph.node if node.name in wanted])

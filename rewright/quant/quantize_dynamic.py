@@ -87,10 +87,9 @@ class QuantizeDynamic(QuantizingPass):
         return self
 
     def parts(self) -> tuple[Self, ...]:
-        """With the backend "auto" its own conversion, then ONNX Runtime's for what is left."""
-        if self.backend != "auto":
-            return (self,)
-        return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort", "activations": False})
+        """As of any pass; ONNX Runtime is never asked to multiply activations."""
+        parts = super().parts()
+        return tuple(part.model_copy(update={"activations": self.activations and part.backend != "ort"}) for part in parts)
 
     @property
     def edits_view(self) -> bool:  # type: ignore[override]

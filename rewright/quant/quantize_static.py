@@ -14,7 +14,7 @@ from rewright.model.facts import dtype_of, producer
 from rewright.ops.microsoft import DOMAIN
 from rewright.passes.coverage import Covered
 from rewright.passes.session import PassSession, label, op_key
-from rewright.quant.activations import CalibrationError, calibration_sets
+from rewright.quant.activations import CalibrationError, CalibrationPath, calibration_sets
 from rewright.quant.affine import Levels, StoredType
 from rewright.quant.calibration.measuring import ranges_of
 from rewright.quant.calibration.ranges import Ranges
@@ -74,7 +74,7 @@ class QuantizeStatic(QuantizingPass):
     backends = ("standalone", "ort", "auto")
     carrier = "onnxruntime.quantization.qdq_quantizer"
 
-    calibration: str | None = Field(default=None, description="Input sets to calibrate on: an .npz file, or a folder of them.")
+    calibration: CalibrationPath = Field(default=None, description="Inputs to calibrate on: an .npz file, or a folder of them.")
     ranges: str | None = Field(default=None, description="A file with ranges, instead of calibration.")
     use_run_inputs: bool = Field(default=False, description="Calibrate on what the run verifies with, which may be made up.")
     method: Method = Field(default="minmax", description="How ranges are found: minmax, entropy, percentile, distribution.")
@@ -95,13 +95,6 @@ class QuantizeStatic(QuantizingPass):
         default=False, description="Weights as floats, rounded by QuantizeLinear when the model is loaded."
     )
     dedicated_pairs: bool = Field(default=False, description="QuantizeLinear and DequantizeLinear for each reader of a value.")
-
-    @field_validator("calibration")
-    @classmethod
-    def _calibration_there(cls, place: str | None) -> str | None:
-        if place is not None:
-            calibration_sets(place)
-        return place
 
     @field_validator("ranges")
     @classmethod
@@ -129,12 +122,6 @@ class QuantizeStatic(QuantizingPass):
         if self.format == "qoperator" and (self.activation, self.weight) == ("int8", "uint8"):
             raise ValueError("no kernel multiplies int8 activations by uint8 weights")
         return self
-
-    def parts(self) -> tuple[Self, ...]:
-        """With the backend "auto" its own conversion, then ONNX Runtime's for what is left."""
-        if self.backend != "auto":
-            return (self,)
-        return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort"})
 
     @property
     def edits_view(self) -> bool:  # type: ignore[override]

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from rewright.passes.contract import Backend
 from rewright.passes.coverage import Covered
 from rewright.passes.session import PassSession
-from rewright.quant.activations import calibration_sets, check_sets
+from rewright.quant.activations import CalibrationPath, calibration_sets, check_sets
 from rewright.quant.blocks import BlockFormat, half_quadratic, round_to_nearest
 from rewright.quant.matrices import Method
 from rewright.quant.ort_blocks import ort_method
@@ -64,7 +64,7 @@ class QuantizeWeights(QuantizingPass):
         default="operator", description="Fused ops, or DequantizeLinear and the op as it was."
     )
     gather: bool = Field(default=True, description="Quantize tables of embeddings too.")
-    calibration: str | None = Field(default=None, description="An .npz file of inputs, or a folder of them; gptq needs it.")
+    calibration: CalibrationPath = Field(default=None, description="An .npz file of inputs, or a folder of them; gptq needs it.")
     min_elements: int = Field(default=1024, ge=1, description="Weights with fewer elements stay as they are.")
 
     @property
@@ -79,13 +79,6 @@ class QuantizeWeights(QuantizingPass):
             raise ValueError(f"blocks have {', '.join(map(str, _BLOCK_SIZES[:-1]))} or {_BLOCK_SIZES[-1]} weights")
         return size
 
-    @field_validator("calibration")
-    @classmethod
-    def _calibration_there(cls, place: str | None) -> str | None:
-        if place is not None:
-            calibration_sets(place)
-        return place
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.algorithm == "gptq" and self.calibration is None:
@@ -93,12 +86,6 @@ class QuantizeWeights(QuantizingPass):
         if self.backend == "ort" and (self.algorithm == "gptq" or self.form == "qdq"):
             raise ValueError("the backend ort has rtn and hqq in the form operator; leave backend out for the others")
         return self
-
-    def parts(self) -> tuple[Self, ...]:
-        """With the backend "auto" its own rounding, then ONNX Runtime's for what is left."""
-        if self.backend != "auto":
-            return (self,)
-        return self.model_copy(update={"backend": "standalone"}), self.model_copy(update={"backend": "ort"})
 
     def method(self, session: PassSession) -> Method:
         """How rows are quantized where nothing is known about activations."""

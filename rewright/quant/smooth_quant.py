@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from rewright.model.elements import make_constant
 from rewright.model.facts import attribute, constant_of, dtype_of, producer
@@ -17,7 +17,7 @@ from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession, op_key
 from rewright.pattern.builder import Builder
 from rewright.pattern.values import Value
-from rewright.quant.activations import CalibrationError, calibration_sets
+from rewright.quant.activations import CalibrationError, CalibrationPath, calibration_sets
 from rewright.quant.affine import Array
 from rewright.quant.calibration.measuring import channel_maxima
 from rewright.quant.integer_attention import projection_of
@@ -78,16 +78,9 @@ class SmoothQuant(GraphPass):
     ort = Deferral(declines="onnxruntime.quantization leaves it to neural-compressor, which is not part of ONNX Runtime")
     before: ClassVar[tuple[str, ...]] = ("quantize-static", "quantize-dynamic")
 
-    calibration: str | None = Field(default=None, description="Input sets to calibrate on: an .npz file, or a folder of them.")
+    calibration: CalibrationPath = Field(default=None, description="Inputs to calibrate on: an .npz file, or a folder of them.")
     alpha: float = Field(default=0.5, ge=0, le=1, description="How much of the outliers goes to the weights.")
     fold_only: bool = Field(default=False, description="Only where a normalisation takes the factors, and no Mul is put in.")
-
-    @field_validator("calibration")
-    @classmethod
-    def _calibration_there(cls, place: str | None) -> str | None:
-        if place is not None:
-            calibration_sets(place)
-        return place
 
     def run(self, session: PassSession) -> None:
         session.ensure_facts()

@@ -107,7 +107,7 @@ def _gemm(work: StaticConversion, operands: _Operands, op: Builder, operand: Val
     bias = None if row is None else _restored(work, operands, op, np.asarray(row * np.float32(beta), np.float32))
     if bias is not None:
         return op.Gemm(operand, weight, bias, **attributes)  # type: ignore[no-any-return]
-    if not work.quantizes_bias:
+    if not work.quantizes_bias or constant_of(given) is None:  # an Add of two activations would be for a second run to quantize
         attributes["beta"] = None if beta == 1.0 else beta
         return op.Gemm(operand, weight, Value(given), **attributes)  # type: ignore[no-any-return]
     product = operands.times(op, operand, weight)
