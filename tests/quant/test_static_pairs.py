@@ -132,6 +132,14 @@ def test_products_of_matrices_and_what_is_added_become_one_integer_kernel(tmp_pa
     assert kernels(result, tmp_path) == {"QuantizeLinear": 1, "QGemm": 2, "Add": 1}
 
 
+def test_an_addend_that_is_no_constant_stays_with_the_gemm(tmp_path: Path) -> None:
+    text = " g (float[N, 8] x) => (float[N, 12] y) { c = MatMul(x, v)  [g] y = Gemm<beta = 0.5>(x, w, c) }"
+    options = ", operators=[Gemm, Add, Mul]"
+    once = quantized(model_of(text, w=(8, 12), v=(8, 12)), inputs_of(16, 8), tmp_path, options)
+    assert (once.report.verdict, outcomes(once)) == ("passed", [("g", "quantized", "")])
+    assert quantized(once.model.proto, inputs_of(16, 8), tmp_path, options).report.passes[0].status == "unchanged"
+
+
 def test_an_add_that_became_a_bias_is_told_so(tmp_path: Path) -> None:
     model = model_of(MATRICES, w=(8, 12), v=(8, 12), b=(12,))
     found = {node: (outcome, reason) for node, outcome, reason in outcomes(
