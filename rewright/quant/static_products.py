@@ -102,16 +102,18 @@ def _gemm(work: StaticConversion, operands: _Operands, op: Builder, operand: Val
     beta = float(attribute(node, "beta", 1.0))
     if given is None or beta == 0.0:
         return operands.times(op, operand, weight)
-    columns = weight.dim(1)
-    row = bias_of_columns(constant_of(given), columns, 2) if isinstance(columns, int) else None
+    columns, held = weight.dim(1), constant_of(given)
+    if held is not None and held.size == 1 and isinstance(columns, int):
+        held = np.full(columns, held.reshape(-1)[0], held.dtype)
+    row = bias_of_columns(held, columns, _MATRIX) if isinstance(columns, int) else None
     bias = None if row is None else _restored(work, operands, op, np.asarray(row * np.float32(beta), np.float32))
     if bias is not None:
         return op.Gemm(operand, weight, bias, **attributes)  # type: ignore[no-any-return]
-    if not work.quantizes_bias or constant_of(given) is None:  # an Add of two activations would be for a second run to quantize
+    if not work.quantizes_bias or held is None:  # an Add of two activations would be for a second run to quantize
         attributes["beta"] = None if beta == 1.0 else beta
         return op.Gemm(operand, weight, Value(given), **attributes)  # type: ignore[no-any-return]
     product = operands.times(op, operand, weight)
-    addend = Value(given) if beta == 1.0 else op.Mul(Value(given), op.constant(np.float32(beta), "beta"))
+    addend = Value(given) if beta == 1.0 else op.constant(np.asarray(held * np.float32(beta), held.dtype), "bias")
     return op.Add(product, addend)  # type: ignore[no-any-return]
 
 

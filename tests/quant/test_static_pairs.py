@@ -132,6 +132,18 @@ def test_products_of_matrices_and_what_is_added_become_one_integer_kernel(tmp_pa
     assert kernels(result, tmp_path) == {"QuantizeLinear": 1, "QGemm": 2, "Add": 1}
 
 
+@pytest.mark.parametrize(("shape", "wanted"), [((), "QGemm"), ((1, 1), "QGemm"), ((16, 1), "Add"), ((16, 12), "Add")])
+def test_an_addend_of_any_shape_is_no_sum_that_a_second_run_finds(shape: tuple[int, ...], wanted: str, tmp_path: Path) -> None:
+    model = model_of(" g (float[16, 8] x) => (float[16, 12] y) { [g] y = Gemm<beta = 0.5>(x, w, c) }", w=(8, 12))
+    model.graph.initializer.append(numpy_helper.from_array(np.full(shape, 3.0, np.float32), "c"))
+    options = ", operators=[Gemm, Add, Mul]"
+    once = quantized(model, inputs_of(16, 8), tmp_path, options)
+    assert (once.report.verdict, outcomes(once)) == ("passed", [("g", "quantized", "")])
+    assert kernels(once, tmp_path) == Counter({"QuantizeLinear": 1, "QGemm": 1}) + Counter({wanted: int(wanted == "Add")})
+    again = quantized(once.model.proto, inputs_of(16, 8), tmp_path, options)
+    assert again.report.passes[0].status == "unchanged"
+
+
 def test_an_addend_that_is_no_constant_stays_with_the_gemm(tmp_path: Path) -> None:
     text = " g (float[N, 8] x) => (float[N, 12] y) { c = MatMul(x, v)  [g] y = Gemm<beta = 0.5>(x, w, c) }"
     options = ", operators=[Gemm, Add, Mul]"
