@@ -143,10 +143,10 @@ class StaticConversion(Conversion):
             found.floats = self.restored(found, op)
         return found.floats
 
-    def restored(self, found: Activation, op: Builder, *, is_result: bool = False) -> Value:
-        """A new DequantizeLinear on the integers; ``is_result``: of a node, which any other may read."""
+    def restored(self, found: Activation, op: Builder) -> Value:
+        """A new DequantizeLinear on the integers."""
         domain = self._domain(op, self.levels.dtype, None)
-        if is_result and self.moves_wrongly(op.opset):
+        if self.moves_wrongly(op.opset) and self.obstacle("DequantizeLinear") is None:
             domain = DOMAIN
         result: Value = op.DequantizeLinear(found.levels, found.scale, found.zero_point, domain=domain)
         result.tensor.dtype = np.dtype(np.float32)

@@ -61,7 +61,7 @@ def convert_convolution(work: StaticConversion, candidate: Candidate, *, between
         inputs = [*_three(work.quantized(node.inputs[0], op)), made.levels, made.scale, made.zero_point, scale, zero_point]
         result = op.QLinearConv(*inputs, *(() if bias is None else bias[:1]), **dict(node.attrs))
         found = work.taken(result, scale, zero_point)
-    last = work.restored(found, op, is_result=True)
+    last = work.restored(found, op)
     work.replace(candidate, [node] if follower is None else [node, follower], op, last, output)
     work.is_now(output, found)
     work.say_quantized(node, Use(weight, weight.key, False, 0), made)
@@ -113,7 +113,7 @@ def convert_sum(work: StaticConversion, candidate: Candidate) -> None:
         work.require(tensor)
     operands = [work.floats(tensor, op) for tensor in node.inputs]
     found = work.written(getattr(op, node.op)(*operands), output.name, op)
-    work.replace(candidate, [node], op, work.restored(found, op, is_result=True), output)
+    work.replace(candidate, [node], op, work.restored(found, op), output)
     work.is_now(output, found)
     work.say_quantized_activations(node)
 

@@ -20,6 +20,7 @@ from rewright.quant.static_conversion import StaticConversion
 
 _MATRIX: Final = 2
 _NO_ADDEND_SINCE: Final = 11
+_BROADCASTS_SUMS_SINCE: Final = 8
 
 
 def convert_to_integers(work: StaticConversion, candidate: Candidate) -> None:
@@ -64,6 +65,8 @@ def convert_between_linear(work: StaticConversion, candidate: Candidate) -> None
         result = operands.times(op, operand, weight) if bias is None else op.Gemm(operand, weight, bias, **operands.attributes)
     else:
         result = operands.multiplied(op, operand, weight)
+        addend, follower = _fused_anyway(work, node, op, weight)
+        result = result if addend is None else op.Sum(result, addend)
     removed, output = ([node], node.outputs[0]) if follower is None else ([node, follower], follower.outputs[0])
     work.replace(candidate, removed, op, result, output)
     work.say_quantized(node, found.use, made)
@@ -123,6 +126,19 @@ def _restored(work: StaticConversion, operands: _Operands, op: Builder, row: Arr
     if integers is None:
         return None
     return op.DequantizeLinear(*integers, axis=0 if integers[1].rank else None)  # type: ignore[no-any-return]
+
+
+def _fused_anyway(work: StaticConversion, node: Any, op: Builder, weight: Value) -> tuple[Value | None, Any | None]:
+    """The row that an Add after the product adds, and the Add, where ONNX Runtime would make a Gemm in floats between two
+    Reshape of them: it does where all sizes are known. Of a Sum it does not."""
+    shape, columns = shape_of(node.inputs[0]), weight.dim(1)
+    found = follower_of(work.editor, node)
+    if shape is None or not all(isinstance(size, int) for size in shape) or op.opset < _BROADCASTS_SUMS_SINCE:
+        return None, None
+    if found is None or found[0].op != "Add" or not isinstance(columns, int):
+        return None, None
+    row = bias_of_columns(constant_of(found[1]), columns, len(shape))
+    return (None, None) if row is None else (Value(found[1]), found[0])
 
 
 def _added(work: StaticConversion, operands: _Operands, op: Builder, weight: Value) -> tuple[Value | None, Any | None]:

@@ -132,6 +132,14 @@ def test_products_of_matrices_and_what_is_added_become_one_integer_kernel(tmp_pa
     assert kernels(result, tmp_path) == {"QuantizeLinear": 1, "QGemm": 2, "Add": 1}
 
 
+def test_products_of_known_sizes_keep_their_integer_kernel(tmp_path: Path) -> None:
+    """ONNX Runtime makes Reshape, a Gemm in floats and Reshape of MatMul and Add where it knows all sizes."""
+    model = model_of(SHARED.replace("float[B,", "float[3,"), wq=(8, 12), wk=(8, 12), b=(12,))
+    result = quantized(model, inputs_of(3, 5, 8), tmp_path)
+    assert (result.report.verdict, outcomes(result)) == ("passed", [("q", "quantized", ""), ("k", "quantized", "")])
+    assert kernels(result, tmp_path) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 2, "Sum": 1}
+
+
 @pytest.mark.parametrize(("shape", "wanted"), [((), "QGemm"), ((1, 1), "QGemm"), ((16, 1), "Add"), ((16, 12), "Add")])
 def test_an_addend_of_any_shape_is_no_sum_that_a_second_run_finds(shape: tuple[int, ...], wanted: str, tmp_path: Path) -> None:
     model = model_of(" g (float[16, 8] x) => (float[16, 12] y) { [g] y = Gemm<beta = 0.5>(x, w, c) }", w=(8, 12))
