@@ -46,6 +46,11 @@ class _Exporter:
         _import_domains(proto, graph.import_domains, self._view.opsets, used)
         return self._view.model.with_proto(proto)
 
+    @property
+    def _lists_initializers(self) -> bool:
+        version = self._view.graph.ir_version
+        return bool(version) and version < FIRST_IR_WITH_OPTIONAL_INPUT_LISTING
+
     def _graph_into(self, graph: Any, proto: GraphProto, outer: set[str]) -> None:
         state = state_of(graph)
         source = cast("GraphProto | None", state.proto)
@@ -54,7 +59,7 @@ class _Exporter:
             proto.CopyFrom(_shell(state, source))
         names = outer | {constant.name for constant in state.initializers.values()}
         extra = self._new_constants(graph, names)
-        if self._view.graph.ir_version and self._view.graph.ir_version < FIRST_IR_WITH_OPTIONAL_INPUT_LISTING:
+        if self._lists_initializers:
             # Initializers would have to be listed among the inputs, which would change the signature.
             proto.node.extend(self._constant_nodes(extra))
             names, extra = names | extra.keys(), {}
@@ -91,7 +96,7 @@ class _Exporter:
             name = tensor.name
             constant = held.get(name)
             if constant is None:
-                if name in state.input_defaults and name not in state.initializers:
+                if name in state.input_defaults and not self._lists_initializers:
                     proto.initializer.append(tensor)
                     done.add(name)
                 continue
@@ -113,7 +118,8 @@ class _Exporter:
             tensors = {tensor.name: tensor for tensor in graph.inputs}
             for value in source.input:
                 if value.name in kept:
-                    proto.input.append(value)
+                    constant = state.initializers[value.name]
+                    proto.input.append(value if _agrees(constant, value, declared=True) else _value_info(constant))
                 elif value.name in listed:
                     tensor = tensors[value.name]
                     proto.input.append(value if _agrees(tensor, value, declared=True) else _value_info(tensor))

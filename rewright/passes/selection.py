@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from rewright.model.errors import SelectionError
+from rewright.model.graph import state_of
 from rewright.passes.coverage import Covered
 from rewright.passes.graph_pass import GraphPass
 from rewright.passes.session import PassSession, label, op_key
@@ -75,6 +76,16 @@ class QuantizingPass(GraphPass):
     def run(self, session: PassSession) -> None:
         session.ensure_facts()
         self.quantize(session, self.chosen(session))
+        self._tell_of_defaults(session)
+
+    def _tell_of_defaults(self, session: PassSession) -> None:
+        graph = session.view.graph
+        defaults = sorted(state_of(graph).input_defaults.keys() & {tensor.name for tensor in graph.inputs})
+        if defaults:
+            session.notes.append(
+                f"{len(defaults)} inputs have a default that callers may replace, such as '{defaults[0]}': no constants, and left"
+                " as they are; take them from the inputs where nobody does"
+            )
 
     @abstractmethod
     def quantize(self, session: PassSession, candidates: Sequence[Candidate]) -> None:

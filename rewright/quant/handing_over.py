@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -15,6 +15,7 @@ from rewright.model.elements import make_constant
 from rewright.model.facts import attribute
 from rewright.model.names import scope_of
 from rewright.model.tensors import spill
+from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING
 from rewright.passes.coverage import Covered
 from rewright.passes.ort.carrying import take
 from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
@@ -33,6 +34,9 @@ from rewright.quant.weights import Weight, weight_of
 _FUNCTION: Final = "rewright.quant.deferred:quantize_dynamic"
 _LEFT: Final = "ONNX Runtime's quantizer left it, and does not say why"
 _SCORE_BIAS: Final = 5
+_LISTED: Final = (
+    "ONNX Runtime's quantizer writes initializers, which a model of IR version 3 lists among its inputs: use backend=standalone"
+)
 
 
 class Request(Protocol):
@@ -146,6 +150,8 @@ def hand_over(request: Any, session: PassSession) -> None:
     chosen = request.chosen(aside)
     session.coverage.extend(aside.coverage)
     preparation = _Preparation(aside)
+    if is_refused(session, chosen):
+        return
     for candidate in chosen:
         if candidate.node.op == "Gather" and table_of(candidate.node) is None:
             continue
@@ -167,6 +173,14 @@ def hand_over(request: Any, session: PassSession) -> None:
     if result is not None and found:
         take(session, result)
         session.notes.append(f"{len(found)} by onnxruntime.quantization")
+
+
+def is_refused(session: PassSession, chosen: Sequence[Candidate]) -> bool:
+    """Whether the model lists its initializers among its inputs, which has been recorded for all nodes then."""
+    if (session.model.proto.ir_version or 0) >= FIRST_IR_WITH_OPTIONAL_INPUT_LISTING:
+        return False
+    session.coverage.extend(Covered(label(each.node), op_key(each.node), "missed", reason=_LISTED) for each in chosen)
+    return True
 
 
 def _work(request: Request, session: PassSession, preparation: _Preparation, model: bytes, folder: Path) -> str:

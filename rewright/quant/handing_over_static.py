@@ -18,6 +18,7 @@ from rewright.passes.ort.carrying import take
 from rewright.passes.ort.exchange import NotCarriedOut, call, exchanged
 from rewright.passes.session import PassSession, label, op_key
 from rewright.quant.affine import rounding_error
+from rewright.quant.handing_over import is_refused
 from rewright.quant.integer_products import product_of
 from rewright.quant.integer_weights import MissedError
 from rewright.quant.selection import Candidate
@@ -53,6 +54,8 @@ def hand_over(request: QuantizeStatic, session: PassSession) -> None:
     aside = PassSession(session.current, session.model, session.target, isolation=session.isolation, bounds=session.bounds)
     aside.ensure_facts()
     chosen = request.chosen(aside)
+    if is_refused(session, chosen):
+        return
     work = request.conversion(aside, chosen)
     session.coverage.extend(aside.coverage)
     session.notes.extend(aside.notes)

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from rewright.model.elements import make_constant
 from rewright.model.facts import constant_of, producer
 from rewright.model.graph import state_of
+from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING
 from rewright.passes.session import PassSession
 from rewright.pattern.builder import Builder
 from rewright.pattern.values import Value
@@ -234,7 +235,8 @@ class IntegerWeights:
         made = make_constant(self.session.names.fresh(name), array)
         feeder = producer(weight.source)
         home = self._homes.get(id(weight.source)) if feeder is None else self.session.editor.graph_of(feeder)
-        if home is not None and not isinstance(home, gs.Function):
+        is_listed = (self.session.view.graph.ir_version or 0) < FIRST_IR_WITH_OPTIONAL_INPUT_LISTING  # then it may not live there
+        if home is not None and not isinstance(home, gs.Function) and not is_listed:
             state_of(home).initializers[made.name] = made
             self._stored.append((home, made))
         return Value(made)

@@ -10,6 +10,7 @@ from onnx import GraphProto, ModelProto, TensorProto, TensorShapeProto, TypeProt
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewright.model.carrier import Model
+from rewright.model.view import FIRST_IR_WITH_OPTIONAL_INPUT_LISTING
 
 
 class InterfaceEvidence(BaseModel):
@@ -39,7 +40,7 @@ def check_interface(before: Model, after: Model, *, may_rename_symbols: bool = F
             one model often differ so.
     """
     symbols = _Symbols(before.proto.graph, after.proto.graph) if may_rename_symbols else None
-    problems = _compare("input", before.proto.graph.input, after.proto.graph.input, symbols)
+    problems = _compare("input", _inputs(before.proto), _inputs(after.proto), symbols)
     problems += _compare("output", before.proto.graph.output, after.proto.graph.output, symbols)
     defaults, defaults_after = _defaults(before.proto), _defaults(after.proto)
     problems += [f"input '{name}' lost its default" for name in sorted(defaults - defaults_after)]
@@ -137,6 +138,13 @@ def type_text(value: ValueInfoProto) -> str:
     return f"{name}[{', '.join(dims)}]"
 
 
+def _inputs(proto: ModelProto) -> list[ValueInfoProto]:
+    """What callers feed. Before IR 4 every weight is listed among the inputs; ONNX Runtime lets nobody feed those."""
+    if proto.ir_version >= FIRST_IR_WITH_OPTIONAL_INPUT_LISTING:
+        return list(proto.graph.input)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    return [value for value in proto.graph.input if value.name not in weights]
+
+
 def _defaults(proto: ModelProto) -> set[str]:
-    inputs = {value.name for value in proto.graph.input}
-    return inputs & {tensor.name for tensor in proto.graph.initializer}
+    return {value.name for value in _inputs(proto)} & {tensor.name for tensor in proto.graph.initializer}
