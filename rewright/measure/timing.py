@@ -6,12 +6,11 @@ It runs in a process of its own for each model, which a crash ends and not the m
 from __future__ import annotations
 
 import io
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rewright.model.memory import rss_peak
 from rewright.verify import worker
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def hold(payload: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
         feeds = {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{index}/")}
         _HELD.append(_runner(session, feeds))
         _HELD[-1]()
-    return {"load_seconds": loaded, "rss_peak": _rss_peak()}
+    return {"load_seconds": loaded, "rss_peak": rss_peak()}
 
 
 def turn(payload: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def turn(payload: bytes, arguments: Mapping[str, Any]) -> dict[str, Any]:
         for run in _HELD:
             run()
         seconds.append((time.perf_counter() - started) / len(_HELD))
-    return {"seconds": seconds, "rss_peak": _rss_peak()}
+    return {"seconds": seconds, "rss_peak": rss_peak()}
 
 
 def _session(header: Mapping[str, Any], model: bytes) -> onnxruntime.InferenceSession:
@@ -70,8 +69,3 @@ def _runner(session: onnxruntime.InferenceSession, feeds: Mapping[str, worker.Te
         return lambda: worker.run_session(session, feeds)
     arrays = {name: array for name, (_, array) in feeds.items()}
     return lambda: session.run(None, arrays)
-
-
-def _rss_peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +11,7 @@ from typing import Final
 
 from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
+from rewright.model.memory import rss_peak
 from rewright.model.order import stable_order
 from rewright.model.view import View, collector_paused
 from rewright.ops.lowering import lower
@@ -384,9 +383,3 @@ def _site(site: Site, kept: bool) -> SiteReport:
         ops_removed=list(site.ops_removed),
         ops_added=list(site.ops_added),
     )
-
-
-def rss_peak() -> int:
-    """The process's largest resident set so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -168,7 +168,8 @@ from rewright.calibration import calibrate
 count = int(sys.argv[1])
 ranges = calibrate(model, samples(count, 700), "entropy")
 assert ranges.samples == count and len(ranges.values) == 24
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+from rewright.model.memory import rss_peak
+print(rss_peak() // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 

@@ -41,9 +41,10 @@ def test_each_product_by_a_weight_becomes_integers(name, level):
 
 
 MEASURED = """
-import resource, sys, rewright
+import sys, rewright
+from rewright.model.memory import rss_peak
 rewright.Chain("quantize-dynamic").run(rewright.load(sys.argv[1]), verify="off").save(sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(rss_peak())
 """
 
 

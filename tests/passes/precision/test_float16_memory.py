@@ -15,11 +15,11 @@ COUNT, WIDTH = 20, 2048
 BYTES = COUNT * WIDTH * WIDTH * 4
 MEASURED = """
 import resource, sys, rewright
+from rewright.model.memory import rss_peak
 result = rewright.Chain("float16").run(rewright.load(sys.argv[1]))
 result.save(sys.argv[2])
 assert result.report.verdict == "passed", result.report.reason
-for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-    print(resource.getrusage(who).ru_maxrss * 1024)
+print(rss_peak(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
 
 
