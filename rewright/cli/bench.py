@@ -75,7 +75,7 @@ def sizes_of(given: Sequence[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for entry in given:
         name, _, number = entry.rpartition("=")
-        if not name or not number.isdigit() or not int(number):
+        if not name or not number.isdigit():
             raise UsageError(f"--size is '{entry}'.", "Write it as NAME=N, such as sequence=128.")
         sizes[name] = int(number)
     return sizes

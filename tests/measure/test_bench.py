@@ -111,6 +111,7 @@ def test_the_command_tells_what_could_not_be_measured(command_line, tmp_path) ->
     outcome = command_line("bench", first, second, "--rounds", "1", "--warmup", "0", "--quiet")
     assert "second.onnx could not be measured" in outcome.assert_one_error(status=1)
     assert "--size is 'N'" in command_line("bench", first, "--size", "N").assert_one_error()
+    assert "these sizes do not go together" in command_line("bench", first, "--size", "N=0").assert_one_error()
     assert "absent.onnx does not exist" in command_line("bench", "absent.onnx").assert_one_error()
 
 
