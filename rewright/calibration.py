@@ -11,8 +11,9 @@ from rewright.model.carrier import Model
 from rewright.model.errors import UsageError
 from rewright.model.load import load
 from rewright.passes.session import PassSession
+from rewright.quant.activations import scratch
 from rewright.quant.calibration.data import Data, files_of
-from rewright.quant.calibration.measuring import Progress, ranges_of, scratch
+from rewright.quant.calibration.measuring import Progress, ranges_of
 from rewright.quant.calibration.ranges import Ranges
 from rewright.quant.calibration.thresholds import METHODS, Method
 from rewright.quant.quantize_static import QuantizeStatic

@@ -19,7 +19,7 @@ class Builder:
 
     ``op.Name(x, y, None, domain="com.microsoft", epsilon=1e-5)`` returns the first output as a Value; ``outputs=3`` returns a
     tuple, as does ``outputs=(True, False, True)``, which omits the second output (its Value has the name ""). None is an
-    omitted input; an attribute that is None is left out.
+    omitted input, and one at the end is not listed; an attribute that is None is left out.
     """
 
     def __init__(self, names: Names, scope: str, opset: int) -> None:
@@ -37,9 +37,10 @@ class Builder:
         domain = options.pop("domain", "")
         outputs = options.pop("outputs", 1)
         given = outputs if isinstance(outputs, tuple) else (True,) * outputs
+        listed = max((place for place, item in enumerate(inputs, 1) if item is not None), default=0)
         name = options.pop("name", None) or self._names.fresh(f"{self._scope}/{op}" if self._scope else op)
         made = [make_variable(self._names.fresh(f"{name}_output_{index}") if kept else "") for index, kept in enumerate(given)]
-        node = make_node(op, name, domain, [self._input(op, item) for item in inputs], made)
+        node = make_node(op, name, domain, [self._input(op, item) for item in inputs[:listed]], made)
         node.attrs = {key: value for key, value in options.items() if value is not None}
         self.nodes.append(node)
         infer_node(node, self.opset)

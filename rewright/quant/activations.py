@@ -100,11 +100,11 @@ def moments_of(
     Raises:
         CalibrationError: the model does not run on the sets.
     """
-    for names in _groups(widths):
-        with _scratch(model) as folder:
-            arguments = {"root": Model.SESSION_FOLDER, "sets": [str(path.resolve()) for path in sets], "values": names}
+    for names in in_groups({name: 4 * width * width for name, (width, _) in widths.items()}):
+        with scratch(model) as folder:
+            arguments = {**places(sets), "values": names, "folder": str(folder)}
             shown = _showing(model, {name: widths[name][1] for name in names})
-            rows = _measured(session, _MOMENTS, shown.session_bytes(), {**arguments, "folder": str(folder)})
+            rows = measured(session, _MOMENTS, shown.session_bytes(), arguments)
             for number, name in enumerate(names):
                 yield name, np.load(folder / f"{number}.npy"), rows[number]
 
@@ -116,11 +116,10 @@ def agreement_of(session: PassSession, model: Model, other: Model, sets: Sequenc
     Raises:
         CalibrationError: the models do not run on the sets.
     """
-    with _scratch(model) as folder:
+    with scratch(model) as folder:
         path = folder / "other"
         path.write_bytes(other.session_bytes())
-        arguments = {"root": Model.SESSION_FOLDER, "sets": [str(each.resolve()) for each in sets], "other": str(path)}
-        found = _measured(session, _AGREEMENT, model.session_bytes(), arguments)
+        found = measured(session, _AGREEMENT, model.session_bytes(), {**places(sets), "other": str(path)})
     return [
         (name, same / rows, 10 * math.log10(signal / noise) if noise and signal else math.inf)
         for name, rows, same, signal, noise in found
@@ -128,7 +127,8 @@ def agreement_of(session: PassSession, model: Model, other: Model, sets: Sequenc
 
 
 @contextmanager
-def _scratch(model: Model) -> Iterator[Path]:
+def scratch(model: Model) -> Iterator[Path]:
+    """A folder that lasts as long as the block."""
     folder = Path(tempfile.mkdtemp(prefix="calibration-", dir=model.files.scratch))
     try:
         yield folder
@@ -136,7 +136,17 @@ def _scratch(model: Model) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measured(session: PassSession, function: str, payload: bytes, arguments: Mapping[str, Any]) -> Any:
+def places(sets: Sequence[Path]) -> dict[str, Any]:
+    """The arguments of the child's side that say where weights and input sets are."""
+    return {"root": Model.SESSION_FOLDER, "sets": [str(path.resolve()) for path in sets]}
+
+
+def measured(session: PassSession, function: str, payload: bytes, arguments: Mapping[str, Any]) -> Any:
+    """What a function of the child's side returns.
+
+    Raises:
+        CalibrationError: the model does not run on the data.
+    """
     try:
         return call(session, function, payload, arguments)
     except NotCarriedOut as error:
@@ -145,17 +155,21 @@ def _measured(session: PassSession, function: str, payload: bytes, arguments: Ma
         ) from error
 
 
-def _groups(widths: Mapping[str, tuple[int, int]]) -> Iterator[list[str]]:
-    """The names in groups whose matrices fit in memory together, at least one in each."""
+def in_groups(nbytes: Mapping[str, int], most: int | None = None) -> Iterator[list[str]]:
+    """Names in groups of at most ``most`` that fit into 256 MB of memory together, at least one in each.
+
+    Args:
+        nbytes: what each name needs.
+        most: names in a group; None for any number.
+    """
     group: list[str] = []
-    size = 0
-    for name, (width, _) in widths.items():
-        needed = 4 * width * width
-        if group and size + needed > _BYTES_AT_ONCE:
+    room = _BYTES_AT_ONCE
+    for name, needed in nbytes.items():
+        if group and (needed > room or len(group) == most):
             yield group
-            group, size = [], 0
+            group, room = [], _BYTES_AT_ONCE
         group.append(name)
-        size += needed
+        room -= needed
     if group:
         yield group
 

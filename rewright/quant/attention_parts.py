@@ -55,6 +55,4 @@ def obstacle_to_parts(node: Any) -> str:
 def attend(op: Builder, node: Any, parts: list[Value], bias: Value | None = None) -> Value:
     """The attention of the node over its projected queries, keys and values (B, S, N*H); ``bias`` is theirs, packed."""
     inputs = [*parts, bias, given(node, MASK), given(node, SCORE_BIAS)]
-    while inputs[-1] is None:
-        inputs.pop()
     return op.MultiHeadAttention(*inputs, domain=DOMAIN, **attributes(node))  # type: ignore[no-any-return]

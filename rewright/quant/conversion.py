@@ -26,6 +26,10 @@ _INT8: Final = np.dtype(np.int8)
 _DYNAMIC_QUANTIZE_LINEAR_SINCE: Final = 11
 
 
+Integers = tuple[Value, Value, Value | None]
+"""Levels, scale and zero point; without one it is 0."""
+
+
 @dataclass
 class Conversion:
     """The state of one run: the session, and the weights made so far."""
@@ -68,15 +72,20 @@ class Conversion:
     ) -> Value:
         """operand @ weight + bias, the operand quantized at run time: one op, or for a portable model five standard ones."""
         if self.fused_obstacle is None:
-            inputs = [operand, levels, scale, zero_point, bias]
-            while inputs[-1] is None:
-                inputs.pop()
-            fused: Value = op.DynamicQuantizeMatMul(*inputs, domain=DOMAIN)
+            fused: Value = op.DynamicQuantizeMatMul(operand, levels, scale, zero_point, bias, domain=DOMAIN)
             return fused
-        quantized, its_scale, its_zero = self.activation(op, operand)
-        zeros = [its_zero] if zero_point is None else [its_zero, zero_point]
-        product = op.Cast(op.MatMulInteger(quantized, levels, *zeros), to=FLOAT)
-        result: Value = op.Mul(product, op.Mul(its_scale, scale))
+        return self.multiplied(op, self.activation(op, operand), (levels, scale, zero_point), bias)
+
+    def multiplied(self, op: Builder, left: Integers, right: Integers, bias: Value | None = None) -> Value:
+        """left @ right + bias: MatMulIntegerToFloat, or for a portable model four standard ops."""
+        (levels, scale, zero_point), (other_levels, other_scale, other_zero) = left, right
+        if self.session.target != "portable":
+            inputs = [levels, other_levels, scale, other_scale, zero_point, other_zero, bias]
+            fused: Value = op.MatMulIntegerToFloat(*inputs, domain=DOMAIN)
+            fused.tensor.dtype = np.dtype(np.float32)
+            return fused
+        product = op.Cast(op.MatMulInteger(levels, other_levels, zero_point, other_zero), to=FLOAT)
+        result: Value = op.Mul(product, op.Mul(scale, other_scale))
         return result if bias is None else op.Add(result, bias)
 
     def activation(self, op: Builder, operand: Value) -> tuple[Value, Value, Value]:

@@ -58,8 +58,6 @@ def without_bias(op: Builder, follower: Any, product: Any, biased: Value, *, spl
     """
     inputs = [biased if tensor is product else Value(tensor) if tensor.name else None for tensor in follower.inputs]
     del inputs[_BIASES[follower.op] :]
-    while inputs[-1] is None:
-        inputs.pop()
     if splits_norm and follower.op == "SkipLayerNormalization" and op.opset >= _LAYER_NORM_SINCE:
         statistics = [tensor for tensor in follower.outputs[1:_SUM_OUTPUT] if tensor.name]
         if not statistics:

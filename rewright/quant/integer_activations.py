@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from rewright.model.facts import dtype_of, shape_of
-from rewright.ops.microsoft import DOMAIN
 from rewright.passes.coverage import Covered
 from rewright.passes.session import label, op_key
 from rewright.pattern.values import Value
-from rewright.quant.conversion import FLOAT, Conversion
+from rewright.quant.conversion import Conversion
 from rewright.quant.integer_weights import MissedError
 from rewright.quant.selection import Candidate
 from rewright.quant.weights import weight_of
@@ -35,14 +34,9 @@ def convert_activations(work: Conversion, candidate: Candidate) -> None:
     if any(len(shape_of(tensor) or ()) < 2 for tensor in node.inputs):
         raise MissedError("an operand has fewer than two dimensions, or an unknown number of them")
     work.require_multiplication(op)
-    left, left_scale, left_zero = work.activation(op, Value(node.inputs[0]))
-    right, right_scale, right_zero = work.activation(op, Value(node.inputs[1]))
-    if work.session.target == "portable":
-        product = op.Cast(op.MatMulInteger(left, right, left_zero, right_zero), to=FLOAT)
-        result = op.Mul(product, op.Mul(left_scale, right_scale))
-    elif (obstacle := work.obstacle("MatMulIntegerToFloat")) is not None:
+    if work.session.target != "portable" and (obstacle := work.obstacle("MatMulIntegerToFloat")) is not None:
         raise MissedError(obstacle)
-    else:
-        result = op.MatMulIntegerToFloat(left, right, left_scale, right_scale, left_zero, right_zero, domain=DOMAIN)
+    left, right = (work.activation(op, Value(tensor)) for tensor in node.inputs)
+    result = work.multiplied(op, left, right)
     work.replace(candidate, [node], op, result, node.outputs[0])
     work.session.coverage.append(Covered(label(node), op_key(node), "quantized", became="uint8 x uint8, both at run time"))

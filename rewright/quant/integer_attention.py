@@ -72,8 +72,6 @@ def convert_attention(work: Conversion, candidate: Candidate) -> None:
     bias = given(node, BIAS) or op.constant(np.zeros(sum(sizes), np.float32), "bias")
     inputs = [quantized, work.weights.operand(use, op), bias, scale, made.scale, given(node, MASK), zero_point]
     inputs += [made.zero_point, given(node, PAST)]
-    while inputs[-1] is None:
-        inputs.pop()
     present = tuple(bool(tensor.name) for tensor in node.outputs)
     op.QAttention(*inputs, domain=DOMAIN, outputs=present if len(present) > 1 else (True,), **attributes(node))
     outputs = [Value(tensor) for tensor in op.nodes[-1].outputs]

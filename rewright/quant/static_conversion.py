@@ -219,19 +219,8 @@ class StaticConversion(Conversion):
     def product(
         self, op: Builder, operand: Value, levels: Value, scale: Value, zero_point: Value | None, bias: Value | None
     ) -> Value:
-        """operand @ weight + bias: MatMulIntegerToFloat, or for a portable model four standard ops."""
-        integers, its_scale, its_zero = self.activation(op, operand)
-        if self.session.target != "portable":
-            inputs = [integers, levels, its_scale, scale, its_zero, zero_point, bias]
-            while inputs[-1] is None:
-                inputs.pop()
-            fused: Value = op.MatMulIntegerToFloat(*inputs, domain=DOMAIN)
-            fused.tensor.dtype = np.dtype(np.float32)
-            return fused
-        zeros = [its_zero] if zero_point is None else [its_zero, zero_point]
-        product = op.Cast(op.MatMulInteger(integers, levels, *zeros), to=1)
-        result: Value = op.Mul(product, op.Mul(its_scale, scale))
-        return result if bias is None else op.Add(result, bias)
+        """operand @ weight + bias, the operand quantized by its range."""
+        return self.multiplied(op, self.activation(op, operand), (levels, scale, zero_point), bias)
 
     def say_quantized(self, node: Any, use: Use, made: IntegerWeight) -> None:
         """Records a node with a weight."""

@@ -92,7 +92,9 @@ def _product(
         Value(site.node.inputs[0]),
         stored.constant("blocks", stored.matrix.blobs),
         stored.scales,
-        *_trailing(stored.zero_points, None, bias),
+        stored.zero_points,
+        None,
+        bias,
         domain=DOMAIN,
         name=name or None,
         K=width,
@@ -128,14 +130,6 @@ def _bias(op: Builder, site: WeightSite, stored: StoredMatrix) -> Value | None:
     return op.constant(array.reshape(-1) if is_row else array, f"{stored.name}_bias")
 
 
-def _trailing(*inputs: Value | None) -> list[Value | None]:
-    """The inputs without those that are omitted at the end."""
-    given = list(inputs)
-    while given and given[-1] is None:
-        given.pop()
-    return given
-
-
 def _gather(op: Builder, site: WeightSite, stored: StoredMatrix) -> None:
     form = stored.matrix.form
     if "blocks" in stored.made and stored.is_shareable:
@@ -147,7 +141,7 @@ def _gather(op: Builder, site: WeightSite, stored: StoredMatrix) -> None:
         data,
         Value(site.node.inputs[1]),
         stored.scales,
-        *_trailing(stored.zero_points),
+        stored.zero_points,
         domain=DOMAIN,
         name=site.node.name or None,
         bits=form.bits,
@@ -177,7 +171,7 @@ def qdq_form(site: WeightSite, stored: StoredMatrix, opset: int) -> list[Any]:
     weight = op.DequantizeLinear(
         stored.constant(side, codes),
         stored.constant(f"{side}_scales", lambda: laid_out(matrix.scales)),
-        *_trailing(points),
+        points,
         axis=1 if site.is_rows else 0,
         block_size=matrix.form.block_size,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich import box
@@ -15,7 +15,7 @@ from rich.text import Text
 from rewright.report import quantized, wording
 from rewright.report.directory import DirectoryReport
 from rewright.report.model import PassReport, QuantizationReport, Report
-from rewright.report.wording import printable
+from rewright.report.wording import Reason, printable
 
 _STATUS_STYLES: Final = {
     "applied": "green",
@@ -170,18 +170,7 @@ def _print_quantization(found: QuantizationReport | None, console: Console) -> N
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
     if weights := quantized.weight_bytes(found):
         console.print(Text(f"  weights {weights}"))
-    reasons = quantized.missed_reasons(found)
-    if reasons:
-        console.print(Text("\nNot quantized", "bold"))
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(justify="right", no_wrap=True)
-        grid.add_column(overflow="fold")
-        for reason in reasons[:_REASONS]:
-            line = Text(printable(reason.owner), "bold").append(f": {printable(reason.text)}", "not bold")
-            grid.add_row(f"{len(reason.nodes)}x", line.append(f"  {printable(reason.nodes[0])}", "dim not bold"))
-        if len(reasons) > _REASONS:
-            grid.add_row("", Text(f"and {len(reasons) - _REASONS} more reasons; --json lists them", "dim"))
-        console.print(Padding(grid, (0, 0, 0, 2), expand=False))
+    _print_reasons("Not quantized", quantized.missed_reasons(found), "--json", console)
     if worst := quantized.worst_rows(found, _WORST):
         console.print(Text("\nWorst weights", "bold"))
         table = _table(console)
@@ -195,10 +184,14 @@ def _print_quantization(found: QuantizationReport | None, console: Console) -> N
 
 
 def _print_rejections(report: Report, console: Console) -> None:
-    reasons = wording.common_reasons(report.passes)
+    _print_reasons("Not rewritten", wording.common_reasons(report.passes), "`rewright explain`", console)
+
+
+def _print_reasons(heading: str, reasons: Sequence[Reason], lister: str, console: Console) -> None:
+    """The most common reasons, each with how many nodes it holds for; ``lister`` is what has the others."""
     if not reasons:
         return
-    console.print(Text("\nNot rewritten", "bold"))
+    console.print(Text(f"\n{heading}", "bold"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -206,7 +199,7 @@ def _print_rejections(report: Report, console: Console) -> None:
         line = Text(printable(reason.owner), "bold").append(f": {printable(reason.text)}", "not bold")
         grid.add_row(f"{len(reason.nodes)}x", line.append(f"  {printable(reason.nodes[0])}", "dim not bold"))
     if len(reasons) > _REASONS:
-        grid.add_row("", Text(f"and {len(reasons) - _REASONS} more reasons; `rewright explain` lists them", "dim"))
+        grid.add_row("", Text(f"and {len(reasons) - _REASONS} more reasons; {lister} lists them", "dim"))
     console.print(Padding(grid, (0, 0, 0, 2), expand=False))
 
 

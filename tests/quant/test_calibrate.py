@@ -71,7 +71,7 @@ def test_extremes_and_percentiles_are_those_of_all_samples() -> None:
 
 def test_values_that_do_not_fit_together_are_measured_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     together = calibrate(model(), samples(), "entropy")
-    monkeypatch.setattr("rewright.quant.calibration.measuring._BYTES_AT_ONCE", 600)
+    monkeypatch.setattr("rewright.quant.activations._BYTES_AT_ONCE", 600)
     seen: list[tuple[int, int]] = []
     apart = calibrate(model(), samples(), "entropy", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(9, 18), (18, 18)]

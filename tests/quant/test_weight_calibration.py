@@ -96,8 +96,13 @@ def test_moments_do_not_grow_with_the_data(tmp_path):
 
 def test_matrices_are_measured_in_groups_that_fit_in_memory(monkeypatch):
     monkeypatch.setattr(activations, "_BYTES_AT_ONCE", 4 * 10 * 10 * 2)
-    widths = {"a": (10, 1), "b": (10, 1), "c": (4, 1), "d": (100, 1), "e": (2, 1)}
-    assert list(activations._groups(widths)) == [["a", "b"], ["c"], ["d"], ["e"]]
+    nbytes = {name: 4 * width**2 for name, width in {"a": 10, "b": 10, "c": 4, "d": 100, "e": 2}.items()}
+    assert list(activations.in_groups(nbytes)) == [
+        ["a", "b"],
+        ["c"],
+        ["d"],
+        ["e"],
+    ]
 
 
 def massive(rows):

@@ -65,8 +65,6 @@ def multi_head(writer: Writer, mask: Mask) -> Value:
         inputs.append(writer.rows(place, layout, roles.heads) if direct is None else Value(place.tensor))
     masking = _masking(writer, mask)
     optional = [None, masking.keys, None if masking.bias is None else whole(writer, masking.bias)]
-    while optional and optional[-1] is None:
-        optional.pop()
     made: Value = writer.op.MultiHeadAttention(
         *inputs,
         *optional,
@@ -116,8 +114,6 @@ def packed(writer: Writer, mask: Mask) -> Value:
     masking = _masking(writer, mask)
     inputs = [source, _weights(writer, found), _biases(writer, found), masking.keys]
     inputs += [None, None if masking.bias is None else whole(writer, masking.bias)]
-    while inputs[-1] is None:
-        inputs.pop()
     made: Value = writer.op.Attention(
         *inputs,
         domain=DOMAIN,

@@ -243,8 +243,6 @@ class _Fusion:
             None,
             self._ids(roles.position, op, at),
         ]
-        while inputs[-1] is None:
-            inputs.pop()
         outputs = (True, False, True) if is_total_used else (True, False)
         op.EmbedLayerNormalization(*inputs, domain=_DOMAIN, epsilon=norm.epsilon, outputs=outputs)
         return op.nodes[-1]

@@ -51,8 +51,6 @@ def operands(x: Value, skip: Value) -> tuple[Value, Value] | None:
 
 def with_sum(match: Match, make: Any, inputs: list[Value | None], **attributes: Any) -> Any:
     """The fused op, and beside its first output the sum as the fourth, where something else uses it."""
-    while inputs[-1] is None:
-        inputs.pop()
     if not match.used_elsewhere("sum"):
         return make(*inputs, **attributes)
     output, _, _, total = make(*inputs, outputs=(True, False, False, True), **attributes)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from rewright.model.carrier import Model
 from rewright.model.regions import reads
-from rewright.passes.ort.exchange import NotCarriedOut, call
 from rewright.passes.session import PassSession
-from rewright.quant.activations import CalibrationError, check_sets
+from rewright.quant.activations import check_sets, in_groups, measured, places, scratch
 from rewright.quant.calibration.histogram import Array, restore
 from rewright.quant.calibration.ranges import Ranges
 from rewright.quant.calibration.thresholds import CalibrationMethod
 
 _ROOM: Final = "rewright.quant.calibration.collecting"
-_BYTES_AT_ONCE: Final = 1 << 28
 _MOST_AT_ONCE: Final = 512
 _MOST_SIZED: Final = 4
 _SECONDS_A_CALL: Final = 20.0
@@ -66,9 +61,9 @@ def ranges_of(
         payload = showing(model, group).session_bytes()
         with scratch(model) as folder:
             state, done = str(folder / "state.npz"), 0
-            arguments = {**_places(sets), "values": group, "state": state, "seconds": _SECONDS_A_CALL, **how}
+            arguments = {**places(sets), "values": group, "state": state, "seconds": _SECONDS_A_CALL, **how}
             while done < len(sets):
-                done = run_there(session, "observe", payload, {**arguments, "start": done})
+                done = measured(session, f"{_ROOM}:observe", payload, {**arguments, "start": done})
                 if progress is not None:
                     progress(number * len(sets) + done, len(groups) * len(sets))
             seen = restore(state, with_histogram=method.needs_histogram, averaging=method.averaging)
@@ -89,37 +84,10 @@ def channel_maxima(session: PassSession, model: Model, sets: Sequence[Path], nam
     found: dict[str, Array] = {}
     for group in _groups(session, model, sets, names):
         with scratch(model) as folder:
-            arguments = {**_places(sets), "values": group, "folder": str(folder)}
-            fits = run_there(session, "channel_maxima", showing(model, group).session_bytes(), arguments)
+            arguments = {**places(sets), "values": group, "folder": str(folder)}
+            fits = measured(session, f"{_ROOM}:channel_maxima", showing(model, group).session_bytes(), arguments)
             found |= {name: np.load(folder / f"{place}.npy") for place, name in enumerate(group) if fits[place]}
     return found
-
-
-def run_there(session: PassSession, function: str, payload: bytes, arguments: dict[str, Any]) -> Any:
-    """What a function of the child's side returns.
-
-    Raises:
-        CalibrationError: the model does not run on the data.
-    """
-    try:
-        return call(session, f"{_ROOM}:{function}", payload, arguments)
-    except NotCarriedOut as error:
-        hint = "Give input sets that the model takes, in its dtypes."
-        raise CalibrationError(f"the model does not run on the calibration data: {error}", hint) from error
-
-
-@contextmanager
-def scratch(model: Model) -> Iterator[Path]:
-    """A folder that lasts as long as the block."""
-    folder = Path(tempfile.mkdtemp(prefix="calibration-", dir=model.files.scratch))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _places(sets: Sequence[Path]) -> dict[str, Any]:
-    return {"root": Model.SESSION_FOLDER, "sets": [str(path.resolve()) for path in sets]}
 
 
 def _groups(session: PassSession, model: Model, sets: Sequence[Path], names: Sequence[str]) -> Iterator[list[str]]:
@@ -130,19 +98,9 @@ def _groups(session: PassSession, model: Model, sets: Sequence[Path], names: Seq
     if inner:
         shown = showing(model, inner, sized=True)
         outputs = [value.name for value in shown.proto.graph.output]
-        arguments = {**_places(_largest(sets)), "outputs": outputs}
-        largest |= zip(inner, run_there(session, "sizes", shown.session_bytes(), arguments), strict=True)
-    group: list[str] = []
-    room = _BYTES_AT_ONCE
-    for name in names:
-        needed = _FLOAT_BYTES * largest[name]
-        if group and (needed > room or len(group) == _MOST_AT_ONCE):
-            yield group
-            group, room = [], _BYTES_AT_ONCE
-        group.append(name)
-        room -= needed
-    if group:
-        yield group
+        arguments = {**places(_largest(sets)), "outputs": outputs}
+        largest |= zip(inner, measured(session, f"{_ROOM}:sizes", shown.session_bytes(), arguments), strict=True)
+    return in_groups({name: _FLOAT_BYTES * elements for name, elements in largest.items()}, _MOST_AT_ONCE)
 
 
 def _largest(sets: Sequence[Path]) -> list[Path]:
